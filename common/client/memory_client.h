@@ -1,0 +1,125 @@
+// The client of the memory servers: hides the slot map, the streams, checksums and retries. Plain structs, no gRPC or protobuf here, so
+// that Torch code may include it. All calls block until done or `timeout`; any thread. Errors name server, block and value.
+// Fetch is idempotent and is retried with jittered back-off inside the deadline; Push, PrepareStep and ApplyStep are deduplicated by
+// (run, epoch, rank, step) on the server, so they are retried too.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "common/bank/bank_spec.h"
+#include "common/bank/slot_map.h"
+
+namespace membank {
+
+struct BlockFetch {
+  // in
+  BlockId id;
+  absl::Span<uint8_t> destination;         // BlockBytes(id.level) bytes; written once, straight from the received slices
+  int64_t newer_than = -1;                 // >= 0: when the block's version is <= this, nothing is sent and `unchanged` is set
+  // out
+  uint64_t version = 0;
+  bool unchanged = false;
+};
+
+struct FetchOptions {
+  std::string bank_version;                // empty: the live head
+  uint64_t min_step = 0;                   // live head only: wait until this step is applied
+  std::chrono::milliseconds timeout{30000};
+};
+
+struct BlockGradient {
+  BlockId id;
+  DType dtype = DType::kBF16;              // BF16 or F32
+  absl::Span<const uint8_t> bytes;         // BlockElements(id.level) elements
+};
+
+enum class OptimizerKind : uint8_t { kAdamW = 0, kSgd = 1 };
+
+// Fixed for a run; a new epoch of the run fences all older ones.
+struct RunSettings {
+  std::string run_id;
+  uint64_t epoch = 1;                      // must be larger than any epoch the servers saw for this run
+  uint32_t world_size = 1;
+  uint32_t staleness = 0;                  // steps a worker may run ahead of the applied head
+  uint64_t first_step = 1;                 // the next step to be pushed: head + 1
+  OptimizerKind optimizer = OptimizerKind::kAdamW;
+  float beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f;
+};
+
+struct StepId {
+  std::string run_id;
+  uint64_t epoch = 1;
+  uint64_t step = 0;
+};
+
+struct ApplyParameters {
+  float scale = 1.0f;                      // clip factor; gradients are multiplied by it
+  float learning_rate = 0.0f;
+  float weight_decay = 0.0f;               // decoupled; on touched blocks only
+};
+
+struct BankStatus {
+  BankSpec spec;
+  uint64_t slot_map_epoch = 0;
+  uint64_t head_step = 0;                  // minimum over servers
+  std::string run_id;                      // last run, empty when never trained
+  uint64_t run_epoch = 0;                  // maximum over servers
+  std::vector<std::string> versions;       // published on every server
+  uint64_t touched_blocks = 0, resident_bytes = 0;
+};
+
+struct CheckpointInfo {
+  std::string id;
+  uint64_t step = 0;
+  bool committed = false;
+};
+
+struct MemoryClientOptions {
+  std::string slot_map_path;               // one of these two
+  std::vector<std::string> servers;        // addresses: a striped map
+  int channels_per_server = 2;
+  std::chrono::milliseconds connect_timeout{30000};
+  std::string expected_spec_hash;          // when set, FAILED_PRECONDITION names both hashes on a mismatch
+};
+
+struct ClientTraffic {                     // since Connect; payload bytes only
+  uint64_t fetched_bytes = 0, pushed_bytes = 0, fetched_blocks = 0, unchanged_blocks = 0;
+};
+
+class MemoryClient {
+ public:
+  // Waits until all servers answer, checks that they hold the same bank and the same slot-map epoch.
+  static absl::StatusOr<std::unique_ptr<MemoryClient>> Connect(const MemoryClientOptions& options);
+  virtual ~MemoryClient() = default;
+
+  virtual const BankSpec& spec() const = 0;
+  virtual absl::StatusOr<BankStatus> GetStatus() = 0;
+
+  // All blocks, servers in parallel. On error the destinations are undefined.
+  virtual absl::Status Fetch(absl::Span<BlockFetch> blocks, const FetchOptions& options) = 0;
+
+  virtual absl::Status BeginRun(const RunSettings& settings) = 0;
+  // This rank's whole contribution to a step (every server gets a push, with no blocks if need be). Duplicates are fine.
+  virtual absl::Status Push(const StepId& step, uint32_t rank, absl::Span<const BlockGradient> gradients) = 0;
+  // Waits for all ranks' pushes; the sum of squares of the step's summed gradients over all servers.
+  virtual absl::StatusOr<double> PrepareStep(const StepId& step, std::chrono::milliseconds timeout) = 0;
+  virtual absl::Status ApplyStep(const StepId& step, const ApplyParameters& parameters) = 0;
+
+  virtual absl::Status PrepareCheckpoint(const std::string& id, uint64_t step) = 0;
+  virtual absl::Status CommitCheckpoint(const std::string& id) = 0;
+  virtual absl::Status AbortCheckpoint(const std::string& id) = 0;
+  virtual absl::Status DeleteCheckpoint(const std::string& id) = 0;
+  virtual absl::Status RestoreCheckpoint(const std::string& id) = 0;   // prepared or committed; afterwards it is committed and the head
+  virtual absl::StatusOr<std::vector<CheckpointInfo>> ListCheckpoints() = 0;  // present on every server
+  // Turns a committed checkpoint into an immutable bank version for serving.
+  virtual absl::Status Publish(const std::string& checkpoint_id, const std::string& version) = 0;
+
+  virtual ClientTraffic traffic() const = 0;
+};
+
+}  // namespace membank
