@@ -13,6 +13,7 @@
 #include "absl/types/span.h"
 #include "common/bank/bank_spec.h"
 #include "common/bank/slot_map.h"
+#include "common/bank/training.h"
 
 namespace membank {
 
@@ -38,31 +39,6 @@ struct BlockGradient {
   absl::Span<const uint8_t> bytes;         // BlockElements(id.level) elements
 };
 
-enum class OptimizerKind : uint8_t { kAdamW = 0, kSgd = 1 };
-
-// Fixed for a run; a new epoch of the run fences all older ones.
-struct RunSettings {
-  std::string run_id;
-  uint64_t epoch = 1;                      // must be larger than any epoch the servers saw for this run
-  uint32_t world_size = 1;
-  uint32_t staleness = 0;                  // steps a worker may run ahead of the applied head
-  uint64_t first_step = 1;                 // the next step to be pushed: head + 1
-  OptimizerKind optimizer = OptimizerKind::kAdamW;
-  float beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f;
-};
-
-struct StepId {
-  std::string run_id;
-  uint64_t epoch = 1;
-  uint64_t step = 0;
-};
-
-struct ApplyParameters {
-  float scale = 1.0f;                      // clip factor; gradients are multiplied by it
-  float learning_rate = 0.0f;
-  float weight_decay = 0.0f;               // decoupled; on touched blocks only
-};
-
 struct BankStatus {
   BankSpec spec;
   uint64_t slot_map_epoch = 0;
@@ -71,12 +47,6 @@ struct BankStatus {
   uint64_t run_epoch = 0;                  // maximum over servers
   std::vector<std::string> versions;       // published on every server
   uint64_t touched_blocks = 0, resident_bytes = 0;
-};
-
-struct CheckpointInfo {
-  std::string id;
-  uint64_t step = 0;
-  bool committed = false;
 };
 
 struct MemoryClientOptions {

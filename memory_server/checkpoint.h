@@ -1,0 +1,106 @@
+// Checkpoints and published versions of one shard on disk; knows stores and manifests, no blocks.
+//   <data>/checkpoints/<id>/   weights/ state/   two stores' cuts (hard links)
+//                              manifest.json     what the cut holds; written last, then the directory is renamed from .new-<id>
+//                              committed.json    {"sequence": n}: the highest n is what a restart goes back to
+//   <data>/versions/<name>/    weights/ manifest.json
+//   <data>/head/               weights/ state/   the live stores below the shard: scratch, rebuilt from a cut at every start
+// Whatever is removed is first renamed to .trash-*; Open finishes what was interrupted, so that every name without a dot is whole.
+//
+// Calls that change something are serialised by the caller (Shard::train_mu_); the const ones may run beside them.
+// Errors: NOT_FOUND lists what there is; DATA_LOSS names a damaged manifest; INVALID_ARGUMENT a bad id.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "common/bank/training.h"
+#include "memory_server/block_store.h"
+
+namespace membank {
+
+// The deduplication marks that commit with the weights they describe.
+struct CutMarks {
+  uint64_t step = 0;
+  std::string run_id;
+  uint64_t run_epoch = 0;
+
+  bool operator==(const CutMarks&) const = default;
+};
+
+// A cut's contents in two numbers: a missing, doubled or older block changes them.
+struct CutDigest {
+  uint64_t blocks = 0;
+  uint32_t crc32c = 0;  // over (level, cluster, version, payload crc) of all blocks, ascending
+
+  bool operator==(const CutDigest&) const = default;
+};
+
+struct Cut {
+  std::string id;
+  std::string directory;
+  CutMarks marks;
+  CutDigest digest;
+  uint64_t prepared = 0;   // order of preparation
+  uint64_t committed = 0;  // order of commits; 0 = prepared only
+};
+
+struct HeadStores {
+  std::unique_ptr<BlockStore> weights, state;
+};
+
+class CheckpointStore {
+ public:
+  struct Version {
+    std::string name;
+    std::string checkpoint_id;
+    CutMarks marks;
+    CutDigest digest;
+    std::shared_ptr<BlockStore> weights;
+  };
+
+  static absl::StatusOr<std::unique_ptr<CheckpointStore>> Open(const std::string& data_directory, const std::string& spec_hash,
+                                                               OpenBlockStore open_store, uint32_t keep_checkpoints);
+
+  // The live stores, holding the contents of `cut`, or nothing.
+  absl::StatusOr<HeadStores> OpenHead(const std::optional<Cut>& cut);
+  absl::StatusOr<HeadStores> OpenCut(const Cut& cut) const;  // read-only
+
+  // Cuts the (written, not yet flushed) head stores.
+  absl::Status Prepare(const std::string& id, const CutMarks& marks, const CutDigest& digest, const HeadStores& head);
+  // Gives the cut the highest sequence, then removes prepared cuts older than it and committed ones beyond `keep_checkpoints`.
+  absl::Status Commit(const std::string& id);
+  absl::Status Abort(const std::string& id);
+  absl::Status Delete(const std::string& id);
+  absl::Status Publish(const std::string& id, const std::string& version);
+
+  absl::StatusOr<Cut> Find(const std::string& id) const ABSL_LOCKS_EXCLUDED(mu_);
+  std::optional<Cut> LastCommitted() const ABSL_LOCKS_EXCLUDED(mu_);
+  std::vector<Cut> List() const ABSL_LOCKS_EXCLUDED(mu_);  // oldest first
+  absl::StatusOr<Version> FindVersion(const std::string& name) const ABSL_LOCKS_EXCLUDED(mu_);
+  std::vector<std::string> ListVersions() const ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  CheckpointStore(const std::string& data_directory, const std::string& spec_hash, OpenBlockStore open_store, uint32_t keep_checkpoints);
+  absl::Status Load();
+  absl::Status LoadCuts();
+  absl::Status LoadVersions();
+  absl::Status Remove(const std::string& directory);
+  absl::Status CollectGarbage();
+
+  const std::string checkpoints_, versions_directory_, head_;
+  const std::string spec_hash_;
+  const OpenBlockStore open_store_;
+  const uint32_t keep_checkpoints_;
+
+  mutable absl::Mutex mu_;  // the tables only; never held over file operations
+  std::map<std::string, Cut> cuts_ ABSL_GUARDED_BY(mu_);
+  std::map<std::string, Version> versions_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace membank

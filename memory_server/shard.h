@@ -1,0 +1,231 @@
+// One server's part of a bank: the one stateful object of a memory server. It knows no gRPC; memory_service.cc maps calls onto it.
+//
+// A shard is created from a spec and a slot map without an initialisation pass: untouched blocks cost nothing and are generated when read
+// (common/bank/block_init.h). Touched blocks live in RAM: an immutable payload that is replaced as a whole by every step, beside fp32
+// optimizer state. Disk is written when a checkpoint is prepared: <data>/bank.json, runs.json, head/, checkpoints/<id>/, versions/<name>/.
+// Durability class "checkpoint": a crash goes back to the last committed checkpoint (design/promises.md P1-P5).
+//
+// Any thread may call anything; the owner destroys it after the last call returned. Reads never wait for a step or a checkpoint.
+// Lock order: train_mu_ (long: one step, checkpoint or restore at a time) -> run_mu_ (short: run, pushes, head) -> views_mu_ (short:
+// pointers to payloads). Waiting calls wait on run_mu_ with nothing else held.
+//
+// Errors common to all calls: INVALID_ARGUMENT for what can never succeed (names the value and what is allowed), FAILED_PRECONDITION for
+// a slot of another server (payload kSlotMapEpochPayload carries this server's epoch as decimal text), ABORTED "fenced" for an older epoch
+// of the run, RESOURCE_EXHAUSTED below the disk watermark or above the push budget, DATA_LOSS for damage, UNAVAILABLE after Shutdown.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "common/bank/bank_spec.h"
+#include "common/bank/slot_map.h"
+#include "common/bank/training.h"
+#include "common/base/buffer.h"
+#include "common/base/thread_pool.h"
+#include "memory_server/block_store.h"
+#include "memory_server/buffer_pool.h"
+#include "memory_server/checkpoint.h"
+#include "memory_server/gradients.h"
+#include "memory_server/payload_cache.h"
+
+namespace membank {
+
+inline constexpr char kSlotMapEpochPayload[] = "membank/slot-map-epoch";
+
+struct ShardOptions {
+  std::string data_directory;
+  std::string server_id;                            // one of the slot map's servers
+  OpenBlockStore open_store;                        // empty: RocksDB
+  uint64_t generated_cache_bytes = 256ull << 20;    // payloads of untouched blocks kept after generation
+  uint64_t version_cache_bytes = 1ull << 30;        // payloads of published versions kept in RAM
+  uint64_t push_budget_bytes = 8ull << 30;          // gradients held for steps not applied yet, those still arriving included
+  uint64_t min_free_bytes = 256ull << 20;           // of the data directory's file system; below it pushes and checkpoints are refused
+  uint32_t keep_checkpoints = 2;                    // committed ones; older ones are removed at commit
+  int optimizer_threads = 0;                        // 0: one per core
+};
+
+struct BlockRead {
+  uint64_t version = 0;      // last step applied to the block; 0 = untouched
+  uint32_t crc32c = 0;       // of the payload, computed when it was written
+  SharedBuffer payload;      // null when unchanged; borrowed slices stay valid as long as this pointer lives
+  bool unchanged = false;
+};
+
+enum class PushOutcome {
+  kAccepted,
+  kDuplicate,  // the same (run, epoch, rank, step) was taken before; nothing changed
+  kStale,      // a step before this epoch's first one; dropped
+};
+
+struct ShardStatus {
+  uint64_t head_step = 0;
+  std::string run_id;               // last run, empty when never trained
+  uint64_t run_epoch = 0;           // highest epoch seen of that run
+  uint64_t touched_blocks = 0;
+  uint64_t resident_bytes = 0;      // payloads, optimizer state and caches
+  std::vector<std::string> versions;
+};
+
+class Shard;
+
+// One rank's push of one step on its way in. Nothing of it counts before Finish accepts it; destroying it (the stream broke) discards
+// it. One thread; must not outlive the shard.
+class GradientPush {
+ public:
+  ~GradientPush();
+  GradientPush(const GradientPush&) = delete;
+  GradientPush& operator=(const GradientPush&) = delete;
+
+  // What Finish would answer already now: kDuplicate or kStale pushes need not be received. AddBlock of such a push does nothing.
+  PushOutcome outcome() const { return outcome_; }
+
+  // Call before memory for a block is allocated: block in the spec, owned here, not pushed yet, dtype F32 or BF16, exact size, budget.
+  absl::Status CheckBlock(BlockId id, DType dtype, uint64_t bytes) const;
+  // Checks like CheckBlock and refuses NaN and Inf, naming the element. After an error the whole push is dead: Finish repeats it.
+  absl::Status AddBlock(BlockId id, DType dtype, Buffer bytes);
+  // Makes the push count, as a whole.
+  absl::StatusOr<PushOutcome> Finish();
+
+ private:
+  friend class Shard;
+  GradientPush(Shard* shard, StepId step, uint32_t rank, PushOutcome outcome)
+      : shard_(shard), step_(std::move(step)), rank_(rank), outcome_(outcome) {}
+  absl::Status Add(BlockId id, DType dtype, Buffer bytes);
+
+  Shard* const shard_;
+  const StepId step_;
+  const uint32_t rank_;
+  const PushOutcome outcome_;
+  absl::Status error_;
+  RankGradients gradients_;
+  uint64_t reserved_bytes_ = 0;
+};
+
+class Shard {
+ public:
+  // Creates or opens the shard in options.data_directory. An existing one must have the same spec hash and server id
+  // (FAILED_PRECONDITION names both). The head is the last committed checkpoint, or empty; leftovers of interrupted work are removed.
+  static absl::StatusOr<std::unique_ptr<Shard>> Open(const BankSpec& spec, const SlotMap& slot_map, const ShardOptions& options);
+  ~Shard();
+  Shard(const Shard&) = delete;
+  Shard& operator=(const Shard&) = delete;
+
+  const BankSpec& spec() const { return spec_; }
+  const std::string& spec_hash() const { return spec_hash_; }
+  const SlotMap& slot_map() const { return slot_map_; }
+  const std::string& server_id() const { return options_.server_id; }
+  ShardStatus Status() const ABSL_LOCKS_EXCLUDED(run_mu_, views_mu_);
+
+  // Wakes every waiting call with UNAVAILABLE and refuses new pushes, steps and checkpoints; reads go on.
+  void Shutdown() ABSL_LOCKS_EXCLUDED(run_mu_);
+
+  // --- Reading -------------------------------------------------------------------------------------------------------------------------
+  // Is the block in the spec and on this server? Read and ReadVersion check it too.
+  absl::Status CheckBlock(BlockId id) const;
+  // The live head. newer_than >= 0: `unchanged` when the block's version is not newer.
+  absl::StatusOr<BlockRead> Read(BlockId id, int64_t newer_than = -1) ABSL_LOCKS_EXCLUDED(views_mu_);
+  // A published version; NOT_FOUND lists those there are.
+  absl::StatusOr<BlockRead> ReadVersion(const std::string& name, BlockId id, int64_t newer_than = -1);
+  // Until head >= min_step; DEADLINE_EXCEEDED names both.
+  absl::Status WaitForStep(uint64_t min_step, absl::Time deadline) ABSL_LOCKS_EXCLUDED(run_mu_);
+
+  // --- Training ------------------------------------------------------------------------------------------------------------------------
+  // Fences all older epochs, durably; drops their pushes that were not applied. The same settings again change nothing. FAILED_PRECONDITION
+  // unless first_step is head + 1. Returns the head.
+  absl::StatusOr<uint64_t> BeginRun(const RunSettings& settings) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_);
+  // OUT_OF_RANGE names the expected step: a rank pushes its steps without gaps and at most 1 + staleness ahead of the head.
+  absl::StatusOr<std::unique_ptr<GradientPush>> BeginPush(const StepId& step, uint32_t rank) ABSL_LOCKS_EXCLUDED(run_mu_);
+  // Waits until all ranks have pushed `step`, which must be head + 1 (or become it before the deadline), sums their gradients in rank
+  // order, and returns the sum of squares over ascending block ids. DEADLINE_EXCEEDED names the missing ranks. May be repeated.
+  absl::StatusOr<double> PrepareStep(const StepId& step, absl::Time deadline) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_);
+  // Runs the optimizer over the prepared step and returns the head. A step applied before is OK and changes nothing; one that was not
+  // prepared is FAILED_PRECONDITION.
+  absl::StatusOr<uint64_t> ApplyStep(const StepId& step, const ApplyParameters& parameters)
+      ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_, views_mu_);
+
+  // --- Checkpoints and versions --------------------------------------------------------------------------------------------------------
+  // Ids and names: 1-128 characters of [A-Za-z0-9._-], not starting with a dot.
+  // A durable cut of the head, which must be at `step`. May be repeated. ALREADY_EXISTS when another committed cut has this id.
+  absl::Status PrepareCheckpoint(const std::string& id, uint64_t step) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_, views_mu_);
+  absl::Status CommitCheckpoint(const std::string& id);   // OK when it is committed already; NOT_FOUND lists those there are
+  absl::Status AbortCheckpoint(const std::string& id);    // OK when it is not there; FAILED_PRECONDITION when it is committed
+  absl::Status DeleteCheckpoint(const std::string& id);   // FAILED_PRECONDITION for the last committed one
+  // Makes a prepared or committed cut the head; afterwards it is the last committed one, and training goes on with a new epoch.
+  // On error the head is as before. DATA_LOSS names block and file.
+  absl::Status RestoreCheckpoint(const std::string& id) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_, views_mu_);
+  std::vector<CheckpointInfo> ListCheckpoints() const;    // oldest first
+  // The weights of a committed checkpoint as an immutable version. The same again is OK; another checkpoint's is ALREADY_EXISTS.
+  absl::Status Publish(const std::string& checkpoint_id, const std::string& version);
+  std::vector<std::string> ListVersions() const;
+
+ private:
+  friend class GradientPush;
+  struct View {  // what readers see of a touched block
+    uint64_t version = 0;
+    uint32_t crc32c = 0;
+    SharedBuffer payload;
+  };
+  struct TrainState;   // optimizer state of a touched block
+  struct PendingStep;  // pushes of a step that is not applied yet
+  struct Head;         // everything a cut holds: blocks and dedup marks
+
+  Shard(const BankSpec& spec, const SlotMap& slot_map, const ShardOptions& options, size_t server_index);
+
+  absl::StatusOr<BlockRead> ReadUntouched(BlockId id);
+  absl::Status CheckFreeSpace(uint64_t needed_bytes) const;
+  absl::Status CheckRun(const StepId& step) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(run_mu_);
+  absl::StatusOr<PushOutcome> JudgePush(const StepId& step, uint32_t rank) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(run_mu_);
+  absl::StatusOr<PushOutcome> FinishPush(GradientPush* push) ABSL_LOCKS_EXCLUDED(run_mu_);
+  bool ReservePush(uint64_t bytes) ABSL_LOCKS_EXCLUDED(run_mu_);
+  void ReleasePush(uint64_t bytes) ABSL_LOCKS_EXCLUDED(run_mu_);
+  absl::Status WaitForRanks(const StepId& step, absl::Time deadline) ABSL_LOCKS_EXCLUDED(run_mu_);
+  std::string MissingRanks(uint64_t step) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(run_mu_);
+  void UpdateBlock(BlockId id, TrainState* state, const Gradient& gradient, const RunSettings& run, uint64_t step,
+                   const ApplyParameters& parameters) ABSL_LOCKS_EXCLUDED(views_mu_);
+  absl::Status LoadRuns() ABSL_EXCLUSIVE_LOCKS_REQUIRED(run_mu_);
+  absl::Status OpenHead() ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
+  absl::Status WriteDirtyBlocks(const CutMarks& marks) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(views_mu_);
+  absl::StatusOr<Head> LoadCut(const Cut& cut) const;
+  void InstallHead(Head head) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_, views_mu_);
+
+  const BankSpec spec_;
+  const std::string spec_hash_;
+  const SlotMap slot_map_;
+  const ShardOptions options_;
+  const size_t server_index_;
+  const std::shared_ptr<BufferPool> buffers_;  // thread-safe
+  PayloadCache generated_;                     // thread-safe
+  std::unique_ptr<CheckpointStore> checkpoints_;  // changed under train_mu_ only, read by any thread
+  ThreadPool pool_;
+
+  // One step, checkpoint or restore at a time.
+  mutable absl::Mutex train_mu_ ABSL_ACQUIRED_BEFORE(run_mu_);
+  absl::flat_hash_map<BlockId, std::unique_ptr<TrainState>> states_ ABSL_GUARDED_BY(train_mu_);
+  std::unique_ptr<HeadStores> head_stores_ ABSL_GUARDED_BY(train_mu_);  // null: to be rebuilt by the next checkpoint
+
+  // Run, pushes and head.
+  mutable absl::Mutex run_mu_ ABSL_ACQUIRED_BEFORE(views_mu_);
+  bool stopping_ ABSL_GUARDED_BY(run_mu_) = false;
+  bool run_active_ ABSL_GUARDED_BY(run_mu_) = false;                      // false until BeginRun after a start or a restore
+  RunSettings run_ ABSL_GUARDED_BY(run_mu_);
+  std::map<std::string, uint64_t> run_epochs_ ABSL_GUARDED_BY(run_mu_);   // highest epoch ever begun; durable in runs.json
+  uint64_t head_step_ ABSL_GUARDED_BY(run_mu_) = 0;
+  std::vector<uint64_t> next_step_ ABSL_GUARDED_BY(run_mu_);              // per rank
+  std::map<uint64_t, std::unique_ptr<PendingStep>> pending_ ABSL_GUARDED_BY(run_mu_);
+  uint64_t pushed_bytes_ ABSL_GUARDED_BY(run_mu_) = 0;
+
+  // What readers see.
+  mutable absl::Mutex views_mu_;
+  absl::flat_hash_map<BlockId, View> views_ ABSL_GUARDED_BY(views_mu_);
+  uint64_t state_bytes_ ABSL_GUARDED_BY(views_mu_) = 0;                   // payloads and optimizer state
+};
+
+}  // namespace membank
