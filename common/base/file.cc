@@ -62,11 +62,16 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
 }
 
 absl::Status WriteFileAtomic(const std::string& path, std::string_view contents) {
+  return WriteFileAtomic(path, absl::MakeConstSpan(&contents, 1));
+}
+
+absl::Status WriteFileAtomic(const std::string& path, absl::Span<const std::string_view> pieces) {
   const std::string temporary = path + ".tmp";
   {
     Descriptor fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
     if (fd.get() < 0) return FromErrno(errno, "create", temporary);
-    absl::Status written = WriteAll(fd.get(), contents, temporary);
+    absl::Status written;
+    for (size_t i = 0; i < pieces.size() && written.ok(); ++i) written = WriteAll(fd.get(), pieces[i], temporary);
     if (written.ok() && ::fsync(fd.get()) != 0) written = FromErrno(errno, "fsync", temporary);
     if (!written.ok()) {
       ::unlink(temporary.c_str());

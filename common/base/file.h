@@ -14,6 +14,7 @@ absl::StatusOr<std::string> ReadFile(const std::string& path);
 
 // Writes `path`.tmp, fsyncs it, renames it over `path`, fsyncs the directory: afterwards `path` is the old file or the whole new one.
 absl::Status WriteFileAtomic(const std::string& path, std::string_view contents);
+absl::Status WriteFileAtomic(const std::string& path, absl::Span<const std::string_view> pieces);   // the pieces one after the other
 
 absl::Status MakeDirectories(const std::string& path);  // like mkdir -p
 

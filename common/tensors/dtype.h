@@ -26,6 +26,9 @@ inline uint16_t FloatToBF16(float value) {
 }
 
 float F16ToFloat(uint16_t bits);
-uint16_t FloatToF16(float value);
+uint16_t FloatToF16(float value);   // round to nearest even; NaN stays NaN
+
+// `count` elements of F32, BF16 or F16 at `in` (any alignment) to floats. UNIMPLEMENTED for the integer types.
+absl::Status ConvertToFloats(DType dtype, const uint8_t* in, size_t count, float* out);
 
 }  // namespace membank
