@@ -1,7 +1,8 @@
 // The client of the memory servers: hides the slot map, the streams, checksums and retries. Plain structs, no gRPC or protobuf here, so
-// that Torch code may include it. All calls block until done or `timeout`; any thread. Errors name server, block and value.
-// Fetch is idempotent and is retried with jittered back-off inside the deadline; Push, PrepareStep and ApplyStep are deduplicated by
-// (run, epoch, rank, step) on the server, so they are retried too.
+// that Torch code may include it. All calls block until done or timed out; any thread. Errors name server, block and value.
+// When a server is away (UNAVAILABLE) a call is retried with jittered back-off inside its deadline: Fetch changes nothing, and pushes,
+// steps, runs and checkpoints are deduplicated on the server. Only DeleteCheckpoint is not retried. A block whose checksum does not
+// hold is fetched once more, then DATA_LOSS names it. After a wrong slot the slot map file is read again, and used when it is newer.
 #pragma once
 
 #include <chrono>
@@ -54,6 +55,8 @@ struct MemoryClientOptions {
   std::vector<std::string> servers;        // addresses: a striped map
   int channels_per_server = 2;
   std::chrono::milliseconds connect_timeout{30000};
+  std::chrono::milliseconds call_timeout{120000};   // of every call that names no timeout of its own
+  std::string tls_certificate, tls_key, tls_authority;  // PEM files; all empty: no TLS
   std::string expected_spec_hash;          // when set, FAILED_PRECONDITION names both hashes on a mismatch
 };
 

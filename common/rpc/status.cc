@@ -77,17 +77,13 @@ absl::Status FromGrpc(const grpc::Status& status, const std::string& peer) {
 
 int HttpStatus(absl::StatusCode code) { return RowOf(code).http; }
 
-absl::Status WrongSlotError(const std::string& server_id, uint64_t slot_map_epoch, BlockId id) {
-  absl::Status status =
-      FailedPrecondition("block {} belongs to another server than '{}' by slot map epoch {}; reload the slot map and retry", ToString(id),
-                         server_id, slot_map_epoch);
+void AddWrongSlot(const std::string& server_id, uint64_t slot_map_epoch, BlockId id, absl::Status* status) {
   v1::WrongSlot detail;
   detail.set_server_id(server_id);
   detail.set_slot_map_epoch(slot_map_epoch);
   detail.mutable_block()->set_level(id.level);
   detail.mutable_block()->set_cluster(id.cluster);
-  status.SetPayload(kWrongSlotUrl, absl::Cord(detail.SerializeAsString()));
-  return status;
+  status->SetPayload(kWrongSlotUrl, absl::Cord(detail.SerializeAsString()));
 }
 
 std::optional<uint64_t> WrongSlotEpoch(const absl::Status& status) {

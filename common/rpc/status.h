@@ -19,8 +19,8 @@ absl::Status FromGrpc(const grpc::Status& status, const std::string& peer = "");
 // The HTTP status of an error: INVALID_ARGUMENT 400, RESOURCE_EXHAUSTED 429, UNAVAILABLE 503, ...
 int HttpStatus(absl::StatusCode code);
 
-// A block was asked from a server that does not own it. The error carries the server's slot-map epoch.
-absl::Status WrongSlotError(const std::string& server_id, uint64_t slot_map_epoch, BlockId id);
+// A block was asked from a server that does not own it: adds the server's name and slot-map epoch to the error as a detail.
+void AddWrongSlot(const std::string& server_id, uint64_t slot_map_epoch, BlockId id, absl::Status* status);
 // The server's slot-map epoch when `status` is such an error.
 std::optional<uint64_t> WrongSlotEpoch(const absl::Status& status);
 

@@ -1,0 +1,203 @@
+#include "common/client/block_streams.h"
+
+#include <atomic>
+#include <cstring>
+
+#include "absl/synchronization/mutex.h"
+#include "common/base/crc32c.h"
+#include "common/base/status_macros.h"
+#include "common/rpc/raw_message.h"
+#include "common/rpc/status.h"
+#include "common/rpc/wire.h"
+#include "grpcpp/client_context.h"
+#include "grpcpp/impl/codegen/proto_utils.h"
+#include "grpcpp/support/sync_stream.h"
+
+namespace membank {
+namespace {
+
+using grpc::internal::RpcMethod;
+
+constexpr char kFetchMethod[] = "/membank.v1.MemoryService/FetchBlocks";
+constexpr char kPushMethod[] = "/membank.v1.MemoryService/PushGradients";
+
+std::chrono::system_clock::time_point GrpcDeadline(absl::Time deadline) { return absl::ToChronoTime(deadline); }
+
+// Follows the chunks of one answer: header, payload, header, payload... in request order.
+class FetchReceiver {
+ public:
+  explicit FetchReceiver(std::vector<FetchTask*> tasks) : tasks_(std::move(tasks)) {}
+
+  absl::Status Receive(const grpc::ByteBuffer& message) {
+    return ParseRawMessage(
+        message, v1::FetchChunk::kDataFieldNumber,
+        [this](uint32_t field, const std::string& bytes) {
+          return field == v1::FetchChunk::kHeaderFieldNumber ? BeginBlock(bytes) : absl::OkStatus();
+        },
+        [this](absl::Span<const uint8_t> piece) { return Append(piece); });
+  }
+
+  // The stream ended well; did it hold everything?
+  absl::Status Finish() const {
+    if (in_block_) return DataLoss("the stream ended after {} of {} bytes of block {}", received_, header_.total_bytes(), Current());
+    if (next_ < tasks_.size()) return DataLoss("the stream ended before block {}", ToString(tasks_[next_]->block->id));
+    return absl::OkStatus();
+  }
+
+ private:
+  std::string Current() const { return ToString(task_->block->id); }
+
+  absl::Status BeginBlock(const std::string& bytes) {
+    if (in_block_) return DataLoss("the next block began after {} of {} bytes of block {}", received_, header_.total_bytes(), Current());
+    if (!header_.ParseFromString(bytes)) return DataLoss("a block header is no BlockHeader message");
+    const BlockId id = FromProto(header_.id());
+    if (next_ == tasks_.size()) return DataLoss("block {} came unasked, after the last one", ToString(id));
+    task_ = tasks_[next_++];
+    BlockFetch& block = *task_->block;
+    if (id != block.id) return DataLoss("block {} came where block {} was due", ToString(id), ToString(block.id));
+    block.version = header_.version();
+    block.unchanged = header_.unchanged();
+    if (block.unchanged) {
+      if (block.newer_than < 0) return DataLoss("block {} came as unchanged, which was not asked for", Current());
+      task_->done = true;
+      return absl::OkStatus();
+    }
+    if (header_.total_bytes() != block.destination.size()) {
+      return DataLoss("block {} has {} bytes on the server, its size here is {}", Current(), header_.total_bytes(), block.destination.size());
+    }
+    received_ = 0;
+    crc_ = 0;
+    in_block_ = true;
+    return absl::OkStatus();
+  }
+
+  absl::Status Append(absl::Span<const uint8_t> piece) {
+    if (!in_block_) return DataLoss("{} bytes of data came outside of a block", piece.size());
+    absl::Span<uint8_t> destination = task_->block->destination;
+    if (piece.size() > destination.size() - received_) {
+      return DataLoss("block {} got more than its {} bytes", Current(), destination.size());
+    }
+    std::memcpy(destination.data() + received_, piece.data(), piece.size());
+    crc_ = ExtendCrc32c(crc_, destination.data() + received_, piece.size());  // of what was written, while it is in the cache
+    received_ += piece.size();
+    if (received_ == destination.size()) EndBlock();
+    return absl::OkStatus();
+  }
+
+  void EndBlock() {
+    in_block_ = false;
+    task_->corrupt = crc_ != header_.crc32c();
+    task_->done = !task_->corrupt;
+  }
+
+  const std::vector<FetchTask*> tasks_;
+  size_t next_ = 0;
+  FetchTask* task_ = nullptr;
+  v1::BlockHeader header_;
+  bool in_block_ = false;
+  uint64_t received_ = 0;
+  uint32_t crc_ = 0;
+};
+
+// Counts slices that gRPC still borrows: it may hold them after the call has ended, until the socket has let go of them.
+class Loans {
+ public:
+  std::shared_ptr<const void> Take() {
+    absl::MutexLock lock(&mu_);
+    ++count_;
+    return std::shared_ptr<const void>(this, [](const void* p) { static_cast<Loans*>(const_cast<void*>(p))->Return(); });
+  }
+  void AwaitAll() {
+    absl::MutexLock lock(&mu_);
+    mu_.Await(absl::Condition(+[](int* count) { return *count == 0; }, &count_));
+  }
+
+ private:
+  void Return() {
+    absl::MutexLock lock(&mu_);
+    --count_;
+  }
+  absl::Mutex mu_;
+  int count_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
+grpc::ByteBuffer SmallMessage(const v1::PushChunk& chunk) { return MakeRawMessage(chunk.SerializeAsString(), 0, {}, nullptr); }
+
+// False when the server ended the call; Finish then says why.
+bool WriteGradient(grpc::ClientWriter<grpc::ByteBuffer>& writer, const BlockGradient& gradient, Loans& loans) {
+  v1::PushChunk first;
+  ToProto(gradient.id, first.mutable_block()->mutable_id());
+  first.mutable_block()->set_dtype(ToProto(gradient.dtype));
+  first.mutable_block()->set_total_bytes(gradient.bytes.size());
+  first.mutable_block()->set_crc32c(Crc32c(gradient.bytes.data(), gradient.bytes.size()));
+  std::string head = first.SerializeAsString();
+  for (size_t begin = 0; begin == 0 || begin < gradient.bytes.size(); begin += kChunkBytes) {
+    const auto chunk = gradient.bytes.subspan(begin, kChunkBytes);
+    if (!writer.Write(MakeRawMessage(head, v1::PushChunk::kDataFieldNumber, chunk, loans.Take()))) return false;
+    head.clear();
+  }
+  return true;
+}
+
+}  // namespace
+
+absl::Status RunFetchStream(grpc::Channel& channel, const v1::FetchBlocksRequest& common, absl::Span<FetchTask* const> tasks,
+                            absl::Time deadline) {
+  v1::FetchBlocksRequest request = common;
+  std::vector<FetchTask*> wanted;
+  for (FetchTask* task : tasks) {
+    if (task->done) continue;
+    task->corrupt = false;
+    wanted.push_back(task);
+    auto* block = request.add_blocks();
+    ToProto(task->block->id, block->mutable_id());
+    if (task->block->newer_than >= 0) block->set_if_version_newer_than(task->block->newer_than);
+  }
+  if (wanted.empty()) return absl::OkStatus();
+
+  grpc::ClientContext context;
+  context.set_deadline(GrpcDeadline(deadline));
+  const RpcMethod method(kFetchMethod, RpcMethod::SERVER_STREAMING);
+  std::unique_ptr<grpc::ClientReader<grpc::ByteBuffer>> reader(
+      grpc::internal::ClientReaderFactory<grpc::ByteBuffer>::Create(&channel, method, &context, request));
+  FetchReceiver receiver(std::move(wanted));
+  absl::Status broken;
+  grpc::ByteBuffer message;
+  while (broken.ok() && reader->Read(&message)) {
+    broken = receiver.Receive(message);
+    message.Clear();
+  }
+  if (!broken.ok()) {
+    context.TryCancel();
+    reader->Finish();
+    return broken;
+  }
+  RETURN_IF_ERROR(FromGrpc(reader->Finish()));
+  return receiver.Finish();
+}
+
+absl::StatusOr<v1::PushAck> RunPushStream(grpc::Channel& channel, const v1::PushHeader& header,
+                                          absl::Span<const BlockGradient* const> gradients, absl::Time deadline) {
+  Loans loans;
+  v1::PushAck ack;
+  grpc::Status status;
+  {
+    grpc::ClientContext context;
+    context.set_deadline(GrpcDeadline(deadline));
+    const RpcMethod method(kPushMethod, RpcMethod::CLIENT_STREAMING);
+    std::unique_ptr<grpc::ClientWriter<grpc::ByteBuffer>> writer(
+        grpc::internal::ClientWriterFactory<grpc::ByteBuffer>::Create(&channel, method, &context, &ack));
+    v1::PushChunk first;
+    *first.mutable_push() = header;
+    first.mutable_push()->set_block_count(static_cast<uint32_t>(gradients.size()));
+    bool open = writer->Write(SmallMessage(first));
+    for (size_t i = 0; open && i < gradients.size(); ++i) open = WriteGradient(*writer, *gradients[i], loans);
+    writer->WritesDone();
+    status = writer->Finish();
+  }
+  loans.AwaitAll();
+  RETURN_IF_ERROR(FromGrpc(status));
+  return ack;
+}
+
+}  // namespace membank

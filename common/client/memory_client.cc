@@ -1,0 +1,438 @@
+#include "common/client/memory_client.h"
+
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <thread>
+
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "common/base/log.h"
+#include "common/base/status_macros.h"
+#include "common/client/block_streams.h"
+#include "common/client/retry.h"
+#include "common/client/topology.h"
+#include "common/rpc/status.h"
+#include "common/rpc/wire.h"
+#include "grpcpp/client_context.h"
+
+namespace membank {
+namespace {
+
+// Requests below this stay on one stream: another one costs more than it brings.
+constexpr uint64_t kSplitBytes = 1 << 20;
+
+using Topology = std::shared_ptr<const MemoryTopology>;
+
+// work(i) for every i at once, each on a thread of its own: a call may wait for another call's step, so no pool may run dry.
+// The first error by index.
+absl::Status InParallel(size_t count, const std::function<absl::Status(size_t)>& work) {
+  std::vector<absl::Status> results(count);
+  std::vector<std::thread> threads;
+  for (size_t i = 1; i < count; ++i) threads.emplace_back([&, i] { results[i] = work(i); });
+  if (count > 0) results[0] = work(0);
+  for (std::thread& thread : threads) thread.join();
+  for (absl::Status& status : results) RETURN_IF_ERROR(status);
+  return absl::OkStatus();
+}
+
+// One unary call; UNAVAILABLE is retried when `retry`.
+template <typename Request, typename Reply>
+absl::Status CallPeer(const MemoryPeer& peer, absl::Time deadline, bool retry,
+                      grpc::Status (v1::MemoryService::Stub::*method)(grpc::ClientContext*, const Request&, Reply*), const Request& request,
+                      Reply* reply) {
+  const auto call = [&] {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(deadline));
+    return FromGrpc((peer.stub.get()->*method)(&context, request, reply), peer.name);
+  };
+  return retry ? RetryWhileUnavailable(deadline, call) : call();
+}
+
+void ToProto(const StepId& step, v1::StepId* out) {
+  out->set_run_id(step.run_id);
+  out->set_epoch(step.epoch);
+  out->set_step(step.step);
+}
+
+v1::OptimizerKind ToProto(OptimizerKind kind) {
+  return kind == OptimizerKind::kSgd ? v1::OPTIMIZER_KIND_SGD : v1::OPTIMIZER_KIND_ADAMW;
+}
+
+class RpcMemoryClient final : public MemoryClient {
+ public:
+  RpcMemoryClient(const MemoryClientOptions& options, Topology topology) : options_(options), topology_(std::move(topology)) {}
+
+  absl::Status Meet();
+
+  const BankSpec& spec() const override { return spec_; }
+  absl::StatusOr<BankStatus> GetStatus() override;
+
+  absl::Status Fetch(absl::Span<BlockFetch> blocks, const FetchOptions& options) override;
+  absl::Status BeginRun(const RunSettings& settings) override;
+  absl::Status Push(const StepId& step, uint32_t rank, absl::Span<const BlockGradient> gradients) override;
+  absl::StatusOr<double> PrepareStep(const StepId& step, std::chrono::milliseconds timeout) override;
+  absl::Status ApplyStep(const StepId& step, const ApplyParameters& parameters) override;
+
+  absl::Status PrepareCheckpoint(const std::string& id, uint64_t step) override {
+    return Checkpoint(v1::CHECKPOINT_ACTION_PREPARE, id, step).status();
+  }
+  absl::Status CommitCheckpoint(const std::string& id) override { return Checkpoint(v1::CHECKPOINT_ACTION_COMMIT, id, 0).status(); }
+  absl::Status AbortCheckpoint(const std::string& id) override { return Checkpoint(v1::CHECKPOINT_ACTION_ABORT, id, 0).status(); }
+  absl::Status DeleteCheckpoint(const std::string& id) override { return Checkpoint(v1::CHECKPOINT_ACTION_DELETE, id, 0).status(); }
+  absl::Status RestoreCheckpoint(const std::string& id) override { return Checkpoint(v1::CHECKPOINT_ACTION_RESTORE, id, 0).status(); }
+  absl::StatusOr<std::vector<CheckpointInfo>> ListCheckpoints() override;
+  absl::Status Publish(const std::string& checkpoint_id, const std::string& version) override;
+
+  ClientTraffic traffic() const override;
+
+ private:
+  Topology CurrentTopology() const ABSL_LOCKS_EXCLUDED(mu_);
+  bool ReloadTopology(const Topology& used) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Time Deadline() const { return absl::Now() + absl::FromChrono(options_.call_timeout); }
+
+  absl::StatusOr<std::vector<v1::Manifest>> Manifests(const Topology& topology, absl::Time deadline) const;
+  absl::Status CheckManifests(const Topology& topology, const std::vector<v1::Manifest>& manifests) const;
+  absl::Status CheckBlock(BlockId id, size_t bytes, uint64_t expected) const;
+  absl::Status FetchOnce(const Topology& topology, std::vector<FetchTask>& tasks, const v1::FetchBlocksRequest& common, absl::Time deadline);
+  absl::Status FetchPart(const MemoryPeer& peer, size_t channel, const std::vector<FetchTask*>& tasks,
+                         const v1::FetchBlocksRequest& common, absl::Time deadline);
+  absl::StatusOr<std::vector<v1::CheckpointReply>> Checkpoint(v1::CheckpointAction action, const std::string& id, uint64_t step);
+
+  const MemoryClientOptions options_;
+  BankSpec spec_;          // set by Meet, then constant
+  std::string spec_hash_;
+
+  mutable absl::Mutex mu_;
+  Topology topology_ ABSL_GUARDED_BY(mu_);
+  std::atomic<uint64_t> fetched_bytes_{0}, pushed_bytes_{0}, fetched_blocks_{0}, unchanged_blocks_{0};
+};
+
+// --- Meeting ------------------------------------------------------------------------------------------------------------------
+
+Topology RpcMemoryClient::CurrentTopology() const {
+  absl::MutexLock lock(&mu_);
+  return topology_;
+}
+
+// True when there is a newer topology than `used`.
+bool RpcMemoryClient::ReloadTopology(const Topology& used) {
+  if (options_.slot_map_path.empty()) return false;
+  auto loaded = MemoryTopology::Load(options_);
+  if (!loaded.ok()) {
+    LOG_WARN("the slot map stays at epoch {}: {}", used->slot_map.epoch(), loaded.status().ToString());
+    return false;
+  }
+  absl::MutexLock lock(&mu_);
+  if ((*loaded)->slot_map.epoch() > topology_->slot_map.epoch()) topology_ = *loaded;
+  return topology_->slot_map.epoch() > used->slot_map.epoch();
+}
+
+absl::StatusOr<std::vector<v1::Manifest>> RpcMemoryClient::Manifests(const Topology& topology, absl::Time deadline) const {
+  std::vector<v1::Manifest> manifests(topology->peers.size());
+  RETURN_IF_ERROR(InParallel(manifests.size(), [&](size_t i) {
+    return CallPeer(topology->peers[i], deadline, true, &v1::MemoryService::Stub::GetManifest, v1::GetManifestRequest(), &manifests[i]);
+  }));
+  return manifests;
+}
+
+absl::Status RpcMemoryClient::CheckManifests(const Topology& topology, const std::vector<v1::Manifest>& manifests) const {
+  for (size_t i = 0; i < manifests.size(); ++i) {
+    const v1::Manifest& manifest = manifests[i];
+    const MemoryPeer& peer = topology->peers[i];
+    if (manifest.wire_version() != kWireVersion) {
+      return FailedPrecondition("{} speaks wire version {}, this client {}; use the same release on both", peer.name, manifest.wire_version(),
+                                kWireVersion);
+    }
+    if (manifest.spec_hash() != manifests[0].spec_hash()) {
+      return FailedPrecondition("{} holds the bank {} but {} holds {}; all servers of a slot map must hold one bank", peer.name,
+                                manifest.spec_hash(), topology->peers[0].name, manifests[0].spec_hash());
+    }
+    if (!options_.expected_spec_hash.empty() && manifest.spec_hash() != options_.expected_spec_hash) {
+      return FailedPrecondition("{} holds the bank with spec hash {}, but {} is expected", peer.name, manifest.spec_hash(),
+                                options_.expected_spec_hash);
+    }
+    if (!peer.id.empty() && manifest.server_id() != peer.id) {
+      return FailedPrecondition("{} calls itself '{}'; the slot map's addresses are mixed up", peer.name, manifest.server_id());
+    }
+    if (manifest.slot_map_epoch() != topology->slot_map.epoch()) {
+      return FailedPrecondition("{} follows slot map epoch {}, this client epoch {}; give both the same slot map", peer.name,
+                                manifest.slot_map_epoch(), topology->slot_map.epoch());
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RpcMemoryClient::Meet() {
+  const Topology topology = CurrentTopology();
+  ASSIGN_OR_RETURN(std::vector<v1::Manifest> manifests, Manifests(topology, absl::Now() + absl::FromChrono(options_.connect_timeout)));
+  RETURN_IF_ERROR(CheckManifests(topology, manifests));
+  ASSIGN_OR_RETURN(spec_, FromProto(manifests[0].spec()));
+  spec_hash_ = spec_.Hash();
+  if (spec_hash_ != manifests[0].spec_hash()) {
+    return FailedPrecondition("{} hashes its bank spec to {}, this client to {}; use the same release on both", topology->peers[0].name,
+                              manifests[0].spec_hash(), spec_hash_);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<BankStatus> RpcMemoryClient::GetStatus() {
+  const Topology topology = CurrentTopology();
+  ASSIGN_OR_RETURN(std::vector<v1::Manifest> manifests, Manifests(topology, Deadline()));
+  RETURN_IF_ERROR(CheckManifests(topology, manifests));
+  BankStatus status;
+  status.spec = spec_;
+  status.slot_map_epoch = topology->slot_map.epoch();
+  status.head_step = manifests[0].head_step();
+  std::map<std::string, size_t> holders;
+  for (const v1::Manifest& manifest : manifests) {
+    status.head_step = std::min(status.head_step, manifest.head_step());
+    if (manifest.run_epoch() >= status.run_epoch && !manifest.run_id().empty()) {
+      status.run_id = manifest.run_id();
+      status.run_epoch = manifest.run_epoch();
+    }
+    status.touched_blocks += manifest.touched_blocks();
+    status.resident_bytes += manifest.resident_bytes();
+    for (const std::string& version : manifest.versions()) ++holders[version];
+  }
+  for (const auto& [version, count] : holders) {
+    if (count == manifests.size()) status.versions.push_back(version);
+  }
+  return status;
+}
+
+// --- Fetch --------------------------------------------------------------------------------------------------------------------
+
+absl::Status RpcMemoryClient::CheckBlock(BlockId id, size_t bytes, uint64_t expected) const {
+  if (!spec_.Contains(id)) {
+    return InvalidArgument("block {} is not in bank '{}': levels 1 to {} with a width above 0, clusters 0 to k^level (k = {})", ToString(id),
+                           spec_.bank_id, spec_.depth(), spec_.fan_out);
+  }
+  if (bytes != expected) return InvalidArgument("the buffer of block {} has {} bytes; it must have {}", ToString(id), bytes, expected);
+  return absl::OkStatus();
+}
+
+absl::Status RpcMemoryClient::Fetch(absl::Span<BlockFetch> blocks, const FetchOptions& options) {
+  std::vector<FetchTask> tasks;
+  for (BlockFetch& block : blocks) {
+    RETURN_IF_ERROR(CheckBlock(block.id, block.destination.size(), spec_.Contains(block.id) ? spec_.BlockBytes(block.id.level) : 0));
+    block.version = 0;
+    block.unchanged = false;
+    tasks.push_back({&block});
+  }
+  v1::FetchBlocksRequest common;
+  common.set_bank_version(options.bank_version);
+  common.set_min_step(options.min_step);
+  common.set_spec_hash(spec_hash_);
+  const absl::Time deadline = absl::Now() + absl::FromChrono(options.timeout);
+  Topology topology = CurrentTopology();
+  absl::Status status = FetchOnce(topology, tasks, common, deadline);
+  while (WrongSlotEpoch(status) && ReloadTopology(topology)) {
+    topology = CurrentTopology();
+    status = FetchOnce(topology, tasks, common, deadline);
+  }
+  return status;
+}
+
+// Every server in parallel, each over its channels, blocks spread by size.
+absl::Status RpcMemoryClient::FetchOnce(const Topology& topology, std::vector<FetchTask>& tasks, const v1::FetchBlocksRequest& common,
+                                        absl::Time deadline) {
+  struct Part {
+    size_t peer, channel;
+    uint64_t bytes = 0;
+    std::vector<FetchTask*> tasks;
+  };
+  const size_t streams = static_cast<size_t>(options_.channels_per_server);
+  std::vector<Part> parts(topology->peers.size() * streams);
+  for (size_t i = 0; i < parts.size(); ++i) parts[i] = {i / streams, i % streams};
+  for (FetchTask& task : tasks) {
+    if (task.done) continue;
+    Part* const first = &parts[topology->slot_map.OwnerOf(task.block->id) * streams];
+    Part* part = first;
+    if (first->bytes >= kSplitBytes) {
+      part = std::min_element(first, first + streams, [](const Part& a, const Part& b) { return a.bytes < b.bytes; });
+    }
+    if (part->tasks.size() == kMaxBlocksPerCall) {
+      return InvalidArgument("the fetch has {} blocks; at most {} per connection are allowed", tasks.size(), kMaxBlocksPerCall);
+    }
+    part->tasks.push_back(&task);
+    part->bytes += task.block->destination.size();
+  }
+  std::erase_if(parts, [](const Part& part) { return part.tasks.empty(); });
+  return InParallel(parts.size(), [&](size_t i) {
+    return FetchPart(topology->peers[parts[i].peer], parts[i].channel, parts[i].tasks, common, deadline);
+  });
+}
+
+absl::Status RpcMemoryClient::FetchPart(const MemoryPeer& peer, size_t channel, const std::vector<FetchTask*>& tasks,
+                                        const v1::FetchBlocksRequest& common, absl::Time deadline) {
+  const auto run = [&] { return RunFetchStream(*peer.channels[channel], common, tasks, deadline); };
+  const auto corrupt = [&]() -> const FetchTask* {
+    for (const FetchTask* task : tasks) {
+      if (!task->done && task->corrupt) return task;
+    }
+    return nullptr;
+  };
+  absl::Status status = RetryWhileUnavailable(deadline, run);
+  if (status.ok() && corrupt()) {
+    LOG_WARN("{}: block {} arrived with a wrong checksum; fetching it once more", peer.name, ToString(corrupt()->block->id));
+    status = RetryWhileUnavailable(deadline, run);
+  }
+  if (!status.ok()) return Annotate(status, peer.name);
+  if (const FetchTask* task = corrupt()) {
+    return DataLoss("{}: block {} arrived twice with a payload that does not match its CRC32C; check the server's memory and the network",
+                    peer.name, ToString(task->block->id));
+  }
+  for (const FetchTask* task : tasks) {
+    ++(task->block->unchanged ? unchanged_blocks_ : fetched_blocks_);
+    if (!task->block->unchanged) fetched_bytes_ += task->block->destination.size();
+  }
+  return absl::OkStatus();
+}
+
+// --- Training -----------------------------------------------------------------------------------------------------------------
+
+absl::Status RpcMemoryClient::BeginRun(const RunSettings& settings) {
+  v1::BeginRunRequest request;
+  request.set_run_id(settings.run_id);
+  request.set_epoch(settings.epoch);
+  request.set_world_size(settings.world_size);
+  request.set_staleness(settings.staleness);
+  request.set_first_step(settings.first_step);
+  request.set_optimizer(ToProto(settings.optimizer));
+  request.set_beta1(settings.beta1);
+  request.set_beta2(settings.beta2);
+  request.set_epsilon(settings.epsilon);
+  const Topology topology = CurrentTopology();
+  const absl::Time deadline = Deadline();
+  return InParallel(topology->peers.size(), [&](size_t i) {
+    v1::BeginRunReply reply;
+    return CallPeer(topology->peers[i], deadline, true, &v1::MemoryService::Stub::BeginRun, request, &reply);
+  });
+}
+
+absl::Status RpcMemoryClient::Push(const StepId& step, uint32_t rank, absl::Span<const BlockGradient> gradients) {
+  const Topology topology = CurrentTopology();
+  std::vector<std::vector<const BlockGradient*>> parts(topology->peers.size());
+  for (const BlockGradient& gradient : gradients) {
+    const uint64_t expected = spec_.Contains(gradient.id) ? spec_.BlockElements(gradient.id.level) * DTypeBytes(gradient.dtype) : 0;
+    RETURN_IF_ERROR(CheckBlock(gradient.id, gradient.bytes.size(), expected));
+    parts[topology->slot_map.OwnerOf(gradient.id)].push_back(&gradient);
+  }
+  v1::PushHeader header;
+  header.set_run_id(step.run_id);
+  header.set_epoch(step.epoch);
+  header.set_step(step.step);
+  header.set_rank(rank);
+  header.set_spec_hash(spec_hash_);
+  const absl::Time deadline = Deadline();
+  return InParallel(parts.size(), [&](size_t i) -> absl::Status {
+    const MemoryPeer& peer = topology->peers[i];
+    v1::PushAck ack;
+    const auto push = [&]() -> absl::Status {
+      ASSIGN_OR_RETURN(ack, RunPushStream(*peer.channels[0], header, parts[i], deadline));
+      return absl::OkStatus();
+    };
+    absl::Status status = RetryWhileUnavailable(deadline, push);
+    if (status.code() == absl::StatusCode::kDataLoss) {  // damaged on the way: nothing of it counted, so it may be sent once more
+      LOG_WARN("{}: {}; pushing once more", peer.name, status.ToString());
+      status = RetryWhileUnavailable(deadline, push);
+    }
+    if (!status.ok()) return Annotate(status, peer.name);
+    if (ack.result() == v1::PUSH_RESULT_STALE) {
+      return FailedPrecondition("{}: the push of step {} by rank {} of run '{}' is stale; the head is at step {}", peer.name, step.step, rank,
+                                step.run_id, ack.head_step());
+    }
+    for (const BlockGradient* gradient : parts[i]) pushed_bytes_ += gradient->bytes.size();
+    return absl::OkStatus();
+  });
+}
+
+absl::StatusOr<double> RpcMemoryClient::PrepareStep(const StepId& step, std::chrono::milliseconds timeout) {
+  const Topology topology = CurrentTopology();
+  const absl::Time deadline = absl::Now() + absl::FromChrono(timeout);
+  v1::PrepareStepRequest request;
+  ToProto(step, request.mutable_step());
+  std::vector<v1::PrepareStepReply> replies(topology->peers.size());
+  RETURN_IF_ERROR(InParallel(replies.size(), [&](size_t i) {
+    return CallPeer(topology->peers[i], deadline, true, &v1::MemoryService::Stub::PrepareStep, request, &replies[i]);
+  }));
+  double sum = 0;  // in the slot map's order: the same bits on every rank
+  for (const v1::PrepareStepReply& reply : replies) sum += reply.sum_of_squares();
+  return sum;
+}
+
+absl::Status RpcMemoryClient::ApplyStep(const StepId& step, const ApplyParameters& parameters) {
+  const Topology topology = CurrentTopology();
+  const absl::Time deadline = Deadline();
+  v1::ApplyStepRequest request;
+  ToProto(step, request.mutable_step());
+  request.set_scale(parameters.scale);
+  request.set_learning_rate(parameters.learning_rate);
+  request.set_weight_decay(parameters.weight_decay);
+  return InParallel(topology->peers.size(), [&](size_t i) {
+    v1::ApplyStepReply reply;
+    return CallPeer(topology->peers[i], deadline, true, &v1::MemoryService::Stub::ApplyStep, request, &reply);
+  });
+}
+
+// --- Checkpoints --------------------------------------------------------------------------------------------------------------
+
+absl::StatusOr<std::vector<v1::CheckpointReply>> RpcMemoryClient::Checkpoint(v1::CheckpointAction action, const std::string& id,
+                                                                             uint64_t step) {
+  const Topology topology = CurrentTopology();
+  const absl::Time deadline = Deadline();
+  v1::CheckpointRequest request;
+  request.set_action(action);
+  request.set_id(id);
+  request.set_step(step);
+  std::vector<v1::CheckpointReply> replies(topology->peers.size());
+  RETURN_IF_ERROR(InParallel(replies.size(), [&](size_t i) {
+    return CallPeer(topology->peers[i], deadline, action != v1::CHECKPOINT_ACTION_DELETE, &v1::MemoryService::Stub::Checkpoint, request,
+                    &replies[i]);
+  }));
+  return replies;
+}
+
+absl::StatusOr<std::vector<CheckpointInfo>> RpcMemoryClient::ListCheckpoints() {
+  ASSIGN_OR_RETURN(std::vector<v1::CheckpointReply> replies, Checkpoint(v1::CHECKPOINT_ACTION_LIST, "", 0));
+  std::vector<CheckpointInfo> common;
+  for (const v1::CheckpointInfo& first : replies[0].checkpoints()) {
+    CheckpointInfo info{first.id(), first.step(), first.committed()};
+    size_t holders = 0;
+    for (const v1::CheckpointReply& reply : replies) {
+      for (const v1::CheckpointInfo& other : reply.checkpoints()) {
+        if (other.id() != info.id || other.step() != info.step) continue;
+        ++holders;
+        info.committed = info.committed && other.committed();
+      }
+    }
+    if (holders == replies.size()) common.push_back(std::move(info));
+  }
+  return common;
+}
+
+absl::Status RpcMemoryClient::Publish(const std::string& checkpoint_id, const std::string& version) {
+  const Topology topology = CurrentTopology();
+  const absl::Time deadline = Deadline();
+  v1::PublishRequest request;
+  request.set_checkpoint_id(checkpoint_id);
+  request.set_version(version);
+  return InParallel(topology->peers.size(), [&](size_t i) {
+    v1::PublishReply reply;
+    return CallPeer(topology->peers[i], deadline, true, &v1::MemoryService::Stub::Publish, request, &reply);
+  });
+}
+
+ClientTraffic RpcMemoryClient::traffic() const { return {fetched_bytes_, pushed_bytes_, fetched_blocks_, unchanged_blocks_}; }
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<MemoryClient>> MemoryClient::Connect(const MemoryClientOptions& options) {
+  ASSIGN_OR_RETURN(Topology topology, MemoryTopology::Load(options));
+  auto client = std::make_unique<RpcMemoryClient>(options, std::move(topology));
+  RETURN_IF_ERROR(client->Meet());
+  return client;
+}
+
+}  // namespace membank

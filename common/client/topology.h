@@ -1,0 +1,32 @@
+// Who has what, and the connections to them: a slot map and the channels to each of its servers. Immutable; shared by the calls that run
+// while a newer map replaces it. Any thread.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/bank/slot_map.h"
+#include "common/client/memory_client.h"
+#include "grpcpp/channel.h"
+#include "membank/v1/memory.grpc.pb.h"
+
+namespace membank {
+
+struct MemoryPeer {
+  std::string name;  // "m0 at 127.0.0.1:7101": in front of every error
+  std::string id;    // empty when only addresses were given
+  std::vector<std::shared_ptr<grpc::Channel>> channels;
+  std::unique_ptr<v1::MemoryService::Stub> stub;  // of the first channel
+};
+
+struct MemoryTopology {
+  SlotMap slot_map;
+  std::vector<MemoryPeer> peers;  // as slot_map.servers()
+
+  // From options.slot_map_path, or a striped map over options.servers with epoch 1.
+  static absl::StatusOr<std::shared_ptr<const MemoryTopology>> Load(const MemoryClientOptions& options);
+};
+
+}  // namespace membank
