@@ -1,8 +1,9 @@
 // A packed corpus: what `membank corpus` writes and the trainer reads. A directory of
 //   index.json       magic, version, tokenizer hash, tree fingerprint, fan_out, depth, sequence_length, counts, shards with XXH3 checksums
-//   shard-00000.bin  fixed-size records, globally shuffled
+//   shard-00000.bin  records, globally shuffled
 // A record is one training sequence: leaf cluster (uint32), document count (uint32), token count (uint32), document ends (offsets), token
-// ids. All documents of a sequence belong to one leaf; attention stays inside a document; every document ends with EOT.
+// ids. All documents of a sequence belong to one leaf; attention stays inside a document; every document ends with EOT. A document longer
+// than sequence_length is stored as several windows, each with a leaf and an end of its own, of which only the last ends with EOT.
 // The byte layout is above the codec in packed.cc. Reader: immutable, any thread.
 #pragma once
 
