@@ -15,7 +15,7 @@ ALLOWED = {
     "common/tensors": ["common/base", "json"],
     "common/bank": ["common/base", "common/tensors", "json"],
     "common/text": ["common/base", "common/tensors", "json", "pcre", "unicode"],
-    "common/corpus": ["common/base", "json", "compression"],
+    "common/corpus": ["common/base", "common/text", "json", "compression"],
     "common/config": ["common/base", "cli11", "json"],
     "common/rpc": ["common/base", "common/bank", "common/tensors", "proto", "grpc"],
     "common/client": ["common/base", "common/bank", "common/tensors", "common/rpc", "proto", "grpc"],
