@@ -1,0 +1,111 @@
+// membank-memory-server: one shard of a bank behind the MemoryService.
+#include <csignal>
+#include <thread>
+
+#include "CLI/CLI.hpp"
+#include "common/base/file.h"
+#include "common/base/log.h"
+#include "common/base/malloc_tuning.h"
+#include "common/base/status_macros.h"
+#include "common/config/config.h"
+#include "common/rpc/admin_server.h"
+#include "common/rpc/server.h"
+#include "memory_server/memory_service.h"
+#include "memory_server/options.h"
+#include "nlohmann/json.hpp"
+
+namespace membank {
+namespace {
+
+// The spec file when given, else what the data directory already holds.
+absl::StatusOr<BankSpec> LoadSpec(const MemoryServerOptions& options) {
+  const std::string stored = options.data_dir + "/bank.json";
+  const std::string& path = options.bank_spec.empty() ? stored : options.bank_spec;
+  auto json = ReadFile(path);
+  if (!json.ok() && options.bank_spec.empty()) {
+    return FailedPrecondition("{} holds no bank yet and --bank-spec names none; give the bank's facts by --bank-spec FILE", options.data_dir);
+  }
+  RETURN_IF_ERROR(json.status());
+  auto spec = BankSpec::FromJson(*json);
+  if (!spec.ok()) return Annotate(spec.status(), path);
+  return spec;
+}
+
+absl::StatusOr<SlotMap> LoadSlotMap(const MemoryServerOptions& options) {
+  if (!options.slot_map.empty()) return SlotMap::Load(options.slot_map);
+  return SlotMap::Striped({{options.server_id, options.listen}});
+}
+
+absl::Status WriteReadyFile(const MemoryServerOptions& options, const RpcServer& server, const AdminServer* admin) {
+  if (options.ready_file.empty()) return absl::OkStatus();
+  const nlohmann::json ready = {{"listen", server.address()}, {"admin", admin ? admin->address() : ""}};
+  return WriteFileAtomic(options.ready_file, ready.dump() + "\n");
+}
+
+// Blocked before any thread starts, so that only sigwait gets them.
+sigset_t BlockStopSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  return signals;
+}
+
+absl::Status Run(const MemoryServerOptions& options) {
+  const sigset_t stop_signals = BlockStopSignals();
+  std::unique_ptr<AdminServer> admin;
+  if (!options.admin_listen.empty()) {
+    ASSIGN_OR_RETURN(admin, AdminServer::Start(options.admin_listen));
+  }
+
+  ASSIGN_OR_RETURN(const BankSpec spec, LoadSpec(options));
+  ASSIGN_OR_RETURN(const SlotMap slot_map, LoadSlotMap(options));
+  const int threads = options.threads > 0 ? options.threads : std::max(2u, std::thread::hardware_concurrency());
+  ShardOptions shard_options;
+  shard_options.data_directory = options.data_dir;
+  shard_options.server_id = options.server_id;
+  shard_options.generated_cache_bytes = options.generated_cache_bytes;
+  shard_options.version_cache_bytes = options.read_version_cache_bytes;
+  shard_options.push_budget_bytes = options.push_budget_bytes;
+  shard_options.min_free_bytes = options.free_space_watermark_bytes;
+  shard_options.keep_checkpoints = options.keep_checkpoints;
+  shard_options.optimizer_threads = options.threads;
+  ASSIGN_OR_RETURN(const std::unique_ptr<Shard> shard, Shard::Open(spec, slot_map, shard_options));
+
+  MemoryService service(shard.get(), threads, options.max_waiting_calls);
+  RpcServerOptions rpc;
+  rpc.listen = options.listen;
+  rpc.memory_quota_bytes = options.memory_quota_bytes;
+  rpc.tls = {options.tls_certificate, options.tls_key, options.tls_authority};
+  ASSIGN_OR_RETURN(const std::unique_ptr<RpcServer> server, RpcServer::Start(rpc, {&service}));
+  server->SetReady(true);
+  if (admin) admin->SetReady(true);
+  RETURN_IF_ERROR(WriteReadyFile(options, *server, admin.get()));
+  LOG_INFO("bank '{}' ({}), server {} of slot map epoch {}, head step {}: serving on {}, admin {}", spec.bank_id, shard->spec_hash(),
+           options.server_id, slot_map.epoch(), shard->Status().head_step, server->address(), admin ? admin->address() : "none");
+
+  int signal = 0;
+  sigwait(&stop_signals, &signal);
+  LOG_INFO("{}: draining", strsignal(signal));
+  if (admin) admin->SetReady(false, "draining");
+  server->SetReady(false);
+  shard->Shutdown();  // calls that wait for a step end now; reads go on
+  server->Shutdown(std::chrono::milliseconds(options.drain_timeout_ms));
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace membank
+
+int main(int argc, char** argv) {
+  membank::TuneMalloc();
+  membank::MemoryServerOptions options;
+  CLI::App app("membank-memory-server: one shard of a memory bank");
+  membank::BindOptions(app, &options);
+  if (auto code = membank::config::Parse(app, argc, argv, [&] { return membank::Validate(options); })) return *code;
+  membank::InitLogging("memory-server", options.log_level);
+  const absl::Status status = membank::Run(options);
+  if (!status.ok()) LOG_ERROR("{}", status.ToString());
+  return status.ok() ? 0 : 1;
+}

@@ -1,0 +1,170 @@
+#include "memory_server/memory_service.h"
+
+#include "absl/time/clock.h"
+#include "common/base/status_macros.h"
+#include "common/base/version.h"
+#include "common/rpc/status.h"
+#include "common/rpc/wire.h"
+#include "memory_server/fetch_call.h"
+#include "memory_server/push_call.h"
+#include "memory_server/rpc_metrics.h"
+
+namespace membank {
+namespace {
+
+StepId FromProto(const v1::StepId& step) { return {step.run_id(), step.epoch(), step.step()}; }
+
+absl::StatusOr<RunSettings> FromProto(const v1::BeginRunRequest& request) {
+  RunSettings settings;
+  switch (request.optimizer()) {
+    case v1::OPTIMIZER_KIND_ADAMW: settings.optimizer = OptimizerKind::kAdamW; break;
+    case v1::OPTIMIZER_KIND_SGD: settings.optimizer = OptimizerKind::kSgd; break;
+    default: return InvalidArgument("optimizer {} is unknown; allowed: ADAMW (1), SGD (2)", static_cast<int>(request.optimizer()));
+  }
+  settings.run_id = request.run_id();
+  settings.epoch = request.epoch();
+  settings.world_size = request.world_size();
+  settings.staleness = request.staleness();
+  settings.first_step = request.first_step();
+  settings.beta1 = request.beta1();
+  settings.beta2 = request.beta2();
+  settings.epsilon = request.epsilon();
+  return settings;
+}
+
+void SetHeadStep(uint64_t step) {
+  static prometheus::Gauge& gauge = GetGauge("membank_memory_head_step", "Last step applied to the live head");
+  gauge.Set(static_cast<double>(step));
+}
+
+}  // namespace
+
+MemoryService::MemoryService(Shard* shard, int read_threads, int max_waiting_calls)
+    : shard_(shard), readers_(read_threads), call_threads_(max_waiting_calls) {
+  SetHeadStep(shard_->Status().head_step);
+}
+
+// work() -> absl::Status, on a thread of its own; request and reply live until Finish.
+template <typename Work>
+grpc::ServerUnaryReactor* MemoryService::OnOwnThread(const char* rpc, grpc::CallbackServerContext* context, Work work) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const absl::Status started = call_threads_.Start([reactor, work = std::move(work), timer = RpcTimer(rpc)] {
+    const absl::Status status = work();
+    timer.Done(status);
+    reactor->Finish(ToGrpc(status));
+  });
+  if (!started.ok()) {
+    RpcTimer(rpc).Done(started);
+    reactor->Finish(ToGrpc(started));
+  }
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* MemoryService::GetManifest(grpc::CallbackServerContext* context, const v1::GetManifestRequest*,
+                                                     v1::Manifest* reply) {
+  const RpcTimer timer("GetManifest");
+  const ShardStatus status = shard_->Status();
+  reply->set_wire_version(kWireVersion);
+  ToProto(shard_->spec(), reply->mutable_spec());
+  reply->set_spec_hash(shard_->spec_hash());
+  reply->set_server_id(shard_->server_id());
+  reply->set_slot_map_epoch(shard_->slot_map().epoch());
+  reply->set_head_step(status.head_step);
+  reply->set_run_id(status.run_id);
+  reply->set_run_epoch(status.run_epoch);
+  for (const std::string& version : status.versions) reply->add_versions(version);
+  reply->set_touched_blocks(status.touched_blocks);
+  reply->set_resident_bytes(status.resident_bytes);
+  reply->set_software(VersionString());
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(grpc::Status::OK);
+  timer.Done(absl::OkStatus());
+  return reactor;
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* MemoryService::FetchBlocks(grpc::CallbackServerContext* context,
+                                                                      const grpc::ByteBuffer* request) {
+  return new FetchCall(shard_, &readers_, &call_threads_, context, request);
+}
+
+grpc::ServerReadReactor<grpc::ByteBuffer>* MemoryService::PushGradients(grpc::CallbackServerContext* context, grpc::ByteBuffer* response) {
+  return new PushCall(shard_, context, response);
+}
+
+grpc::ServerUnaryReactor* MemoryService::BeginRun(grpc::CallbackServerContext* context, const v1::BeginRunRequest* request,
+                                                  v1::BeginRunReply* reply) {
+  return OnOwnThread("BeginRun", context, [this, request, reply]() -> absl::Status {
+    ASSIGN_OR_RETURN(RunSettings settings, FromProto(*request));
+    ASSIGN_OR_RETURN(const uint64_t head, shard_->BeginRun(settings));
+    reply->set_head_step(head);
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* MemoryService::PrepareStep(grpc::CallbackServerContext* context, const v1::PrepareStepRequest* request,
+                                                     v1::PrepareStepReply* reply) {
+  return OnOwnThread("PrepareStep", context, [this, context, request, reply]() -> absl::Status {
+    const absl::Time deadline = absl::FromChrono(context->deadline());
+    const auto prepare = [&](absl::Time until) { return shard_->PrepareStep(FromProto(request->step()), until); };
+    absl::StatusOr<double> sum = absl::DeadlineExceededError("");
+    for (absl::Time slice = absl::InfinitePast(); sum.status().code() == absl::StatusCode::kDeadlineExceeded && slice < deadline;) {
+      if (context->IsCancelled()) return Cancelled("the caller is gone");
+      slice = std::min(deadline, absl::Now() + absl::Seconds(1));
+      sum = prepare(slice);
+    }
+    RETURN_IF_ERROR(sum.status());
+    reply->set_sum_of_squares(*sum);
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* MemoryService::ApplyStep(grpc::CallbackServerContext* context, const v1::ApplyStepRequest* request,
+                                                   v1::ApplyStepReply* reply) {
+  return OnOwnThread("ApplyStep", context, [this, request, reply]() -> absl::Status {
+    ApplyParameters parameters{request->scale(), request->learning_rate(), request->weight_decay()};
+    ASSIGN_OR_RETURN(const uint64_t head, shard_->ApplyStep(FromProto(request->step()), parameters));
+    reply->set_head_step(head);
+    SetHeadStep(head);
+    return absl::OkStatus();
+  });
+}
+
+absl::Status MemoryService::RunCheckpoint(const v1::CheckpointRequest& request) {
+  switch (request.action()) {
+    case v1::CHECKPOINT_ACTION_PREPARE: return shard_->PrepareCheckpoint(request.id(), request.step());
+    case v1::CHECKPOINT_ACTION_COMMIT: return shard_->CommitCheckpoint(request.id());
+    case v1::CHECKPOINT_ACTION_ABORT: return shard_->AbortCheckpoint(request.id());
+    case v1::CHECKPOINT_ACTION_DELETE: return shard_->DeleteCheckpoint(request.id());
+    case v1::CHECKPOINT_ACTION_RESTORE: return shard_->RestoreCheckpoint(request.id());
+    case v1::CHECKPOINT_ACTION_LIST: return absl::OkStatus();
+    default:
+      return InvalidArgument("checkpoint action {} is unknown; allowed: PREPARE (1), COMMIT (2), ABORT (3), DELETE (4), RESTORE (5), LIST (6)",
+                             static_cast<int>(request.action()));
+  }
+}
+
+grpc::ServerUnaryReactor* MemoryService::Checkpoint(grpc::CallbackServerContext* context, const v1::CheckpointRequest* request,
+                                                    v1::CheckpointReply* reply) {
+  return OnOwnThread("Checkpoint", context, [this, request, reply]() -> absl::Status {
+    RETURN_IF_ERROR(RunCheckpoint(*request));
+    for (const CheckpointInfo& info : shard_->ListCheckpoints()) {
+      v1::CheckpointInfo* out = reply->add_checkpoints();
+      out->set_id(info.id);
+      out->set_step(info.step);
+      out->set_committed(info.committed);
+    }
+    SetHeadStep(shard_->Status().head_step);
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* MemoryService::Publish(grpc::CallbackServerContext* context, const v1::PublishRequest* request,
+                                                 v1::PublishReply* reply) {
+  return OnOwnThread("Publish", context, [this, request, reply]() -> absl::Status {
+    RETURN_IF_ERROR(shard_->Publish(request->checkpoint_id(), request->version()));
+    for (const std::string& version : shard_->ListVersions()) reply->add_versions(version);
+    return absl::OkStatus();
+  });
+}
+
+}  // namespace membank

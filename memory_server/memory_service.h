@@ -1,0 +1,49 @@
+// The MemoryService of the wire over one Shard: check, call, map the error, fill the reply. Blocks and gradients travel as raw slices
+// (fetch_call, push_call); what may wait or work long runs on threads of its own, never on gRPC's few.
+// Thread-safe. Destroy it after RpcServer::Shutdown and before the shard.
+#pragma once
+
+#include "common/base/thread_pool.h"
+#include "membank/v1/memory.grpc.pb.h"
+#include "memory_server/call_threads.h"
+#include "memory_server/shard.h"
+
+namespace membank {
+
+using MemoryServiceBase = v1::MemoryService::WithCallbackMethod_GetManifest<v1::MemoryService::WithRawCallbackMethod_FetchBlocks<
+    v1::MemoryService::WithRawCallbackMethod_PushGradients<v1::MemoryService::WithCallbackMethod_BeginRun<
+        v1::MemoryService::WithCallbackMethod_PrepareStep<v1::MemoryService::WithCallbackMethod_ApplyStep<
+            v1::MemoryService::WithCallbackMethod_Checkpoint<v1::MemoryService::WithCallbackMethod_Publish<
+                v1::MemoryService::Service>>>>>>>>;
+
+class MemoryService final : public MemoryServiceBase {
+ public:
+  // `max_waiting_calls`: calls that wait for a step or work on a step, checkpoint or version at once; more are RESOURCE_EXHAUSTED.
+  MemoryService(Shard* shard, int read_threads, int max_waiting_calls);
+
+  grpc::ServerUnaryReactor* GetManifest(grpc::CallbackServerContext* context, const v1::GetManifestRequest* request,
+                                        v1::Manifest* reply) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* FetchBlocks(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) override;
+  grpc::ServerReadReactor<grpc::ByteBuffer>* PushGradients(grpc::CallbackServerContext* context, grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* BeginRun(grpc::CallbackServerContext* context, const v1::BeginRunRequest* request,
+                                     v1::BeginRunReply* reply) override;
+  grpc::ServerUnaryReactor* PrepareStep(grpc::CallbackServerContext* context, const v1::PrepareStepRequest* request,
+                                        v1::PrepareStepReply* reply) override;
+  grpc::ServerUnaryReactor* ApplyStep(grpc::CallbackServerContext* context, const v1::ApplyStepRequest* request,
+                                      v1::ApplyStepReply* reply) override;
+  grpc::ServerUnaryReactor* Checkpoint(grpc::CallbackServerContext* context, const v1::CheckpointRequest* request,
+                                       v1::CheckpointReply* reply) override;
+  grpc::ServerUnaryReactor* Publish(grpc::CallbackServerContext* context, const v1::PublishRequest* request,
+                                    v1::PublishReply* reply) override;
+
+ private:
+  template <typename Work>
+  grpc::ServerUnaryReactor* OnOwnThread(const char* rpc, grpc::CallbackServerContext* context, Work work);
+  absl::Status RunCheckpoint(const v1::CheckpointRequest& request);
+
+  Shard* const shard_;
+  ThreadPool readers_;
+  CallThreads call_threads_;
+};
+
+}  // namespace membank

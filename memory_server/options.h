@@ -1,0 +1,41 @@
+// The settings of a memory server: one row each in options.cc, with unit and consequence. Facts of the bank are no settings: they come from
+// --bank-spec once and live in the data directory from then on.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+
+namespace CLI {
+class App;
+}
+
+namespace membank {
+
+struct MemoryServerOptions {
+  std::string listen = "127.0.0.1:7101";
+  std::string admin_listen = "127.0.0.1:7191";
+  std::string data_dir;
+  std::string bank_spec;
+  std::string slot_map;
+  std::string server_id = "m0";
+  uint64_t memory_quota_bytes = 1ull << 30;
+  uint64_t free_space_watermark_bytes = 256ull << 20;
+  uint64_t read_version_cache_bytes = 1ull << 30;
+  uint64_t generated_cache_bytes = 256ull << 20;
+  uint64_t push_budget_bytes = 8ull << 30;
+  uint32_t keep_checkpoints = 2;
+  int threads = 0;
+  int max_waiting_calls = 256;
+  uint64_t drain_timeout_ms = 10000;
+  std::string tls_certificate, tls_key, tls_authority;
+  std::string ready_file;
+  std::string log_level = "info";
+};
+
+void BindOptions(CLI::App& app, MemoryServerOptions* options);
+// What one row cannot check; INVALID_ARGUMENT names the settings.
+absl::Status Validate(const MemoryServerOptions& options);
+
+}  // namespace membank

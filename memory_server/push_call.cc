@@ -1,0 +1,134 @@
+#include "memory_server/push_call.h"
+
+#include <cstring>
+
+#include "common/base/crc32c.h"
+#include "common/base/status_macros.h"
+#include "common/rpc/raw_message.h"
+#include "common/rpc/status.h"
+#include "common/rpc/wire.h"
+#include "memory_server/fetch_call.h"
+
+namespace membank {
+
+PushCall::PushCall(Shard* shard, grpc::CallbackServerContext* context, grpc::ByteBuffer* response)
+    : shard_(shard), context_(context), response_(response) {
+  StartRead(&message_);
+}
+
+void PushCall::OnReadDone(bool ok) {
+  if (!ok) return End(Complete());
+  const absl::Status status = Receive(message_);
+  message_.Clear();
+  if (!status.ok()) return End(status);
+  if (push_ && push_->outcome() != PushOutcome::kAccepted) {  // the rest need not come
+    Acknowledge(push_->outcome());
+    return End(absl::OkStatus());
+  }
+  StartRead(&message_);
+}
+
+absl::Status PushCall::Receive(const grpc::ByteBuffer& message) {
+  return ParseRawMessage(
+      message, v1::PushChunk::kDataFieldNumber,
+      [this](uint32_t field, const std::string& bytes) {
+        if (field == v1::PushChunk::kPushFieldNumber) return BeginPush(bytes);
+        if (field == v1::PushChunk::kBlockFieldNumber) return BeginBlock(bytes);
+        return absl::OkStatus();
+      },
+      [this](absl::Span<const uint8_t> piece) { return Append(piece); });
+}
+
+absl::Status PushCall::BeginPush(const std::string& bytes) {
+  if (push_) return InvalidArgument("a second push header came; one stream is one push");
+  if (!header_.ParseFromString(bytes)) return InvalidArgument("the push header is no PushHeader message");
+  if (!header_.spec_hash().empty() && header_.spec_hash() != shard_->spec_hash()) {
+    return FailedPrecondition("the push is for a bank with spec hash {}, this server holds {}", header_.spec_hash(), shard_->spec_hash());
+  }
+  if (header_.block_count() > kMaxBlocksPerCall) {
+    return InvalidArgument("the push announces {} blocks; at most {} are allowed", header_.block_count(), kMaxBlocksPerCall);
+  }
+  ASSIGN_OR_RETURN(push_, shard_->BeginPush({header_.run_id(), header_.epoch(), header_.step()}, header_.rank()));
+  return absl::OkStatus();
+}
+
+absl::Status PushCall::BeginBlock(const std::string& bytes) {
+  if (!push_) return InvalidArgument("a block came before the push header");
+  if (push_->outcome() != PushOutcome::kAccepted) return absl::OkStatus();
+  if (in_block_) return InvalidArgument("the next block began after {} of {} bytes of block {}", received_, buffer_.size(), ToString(id_));
+  if (blocks_ == header_.block_count()) return InvalidArgument("more than the announced {} blocks came", header_.block_count());
+  v1::GradientHeader block;
+  if (!block.ParseFromString(bytes)) return InvalidArgument("a block header is no GradientHeader message");
+  id_ = FromProto(block.id());
+  auto dtype = FromProto(block.dtype());
+  if (!dtype.ok()) return Annotate(dtype.status(), "block " + ToString(id_));
+  dtype_ = *dtype;
+  RETURN_IF_ERROR(WithWrongSlot(*shard_, id_, push_->CheckBlock(id_, dtype_, block.total_bytes())));
+  buffer_ = Buffer(block.total_bytes());
+  expected_crc_ = block.crc32c();
+  crc_ = 0;
+  received_ = 0;
+  in_block_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status PushCall::Append(absl::Span<const uint8_t> piece) {
+  if (push_ && push_->outcome() != PushOutcome::kAccepted) return absl::OkStatus();
+  if (!in_block_) return InvalidArgument("{} bytes of data came outside of a block", piece.size());
+  if (piece.size() > buffer_.size() - received_) {
+    return InvalidArgument("block {} got more than its {} bytes", ToString(id_), buffer_.size());
+  }
+  std::memcpy(buffer_.data() + received_, piece.data(), piece.size());
+  crc_ = ExtendCrc32c(crc_, buffer_.data() + received_, piece.size());  // of what was written, while it is in the cache
+  received_ += piece.size();
+  return received_ == buffer_.size() ? EndBlock() : absl::OkStatus();
+}
+
+absl::Status PushCall::EndBlock() {
+  in_block_ = false;
+  ++blocks_;
+  if (crc_ != expected_crc_) {
+    return DataLoss("the gradient of block {} arrived with CRC32C {:08x}, its header says {:08x}; the push does not count", ToString(id_), crc_,
+                    expected_crc_);
+  }
+  total_bytes_ += buffer_.size();
+  return push_->AddBlock(id_, dtype_, std::move(buffer_));
+}
+
+absl::Status PushCall::Complete() {
+  if (context_->IsCancelled()) return Cancelled("the caller is gone; the push does not count");
+  if (!push_) return InvalidArgument("the stream ended without a push header");
+  if (in_block_ || blocks_ != header_.block_count()) {
+    return InvalidArgument("the stream ended after {} of {} blocks{}; the push does not count", blocks_, header_.block_count(),
+                           in_block_ ? ", inside of block " + ToString(id_) : "");
+  }
+  ASSIGN_OR_RETURN(const PushOutcome outcome, push_->Finish());
+  if (outcome == PushOutcome::kAccepted) {
+    static prometheus::Counter& bytes = GetCounter("membank_memory_pushed_bytes_total", "Bytes of gradients accepted");
+    bytes.Increment(static_cast<double>(total_bytes_));
+  }
+  Acknowledge(outcome);
+  return absl::OkStatus();
+}
+
+void PushCall::Acknowledge(PushOutcome outcome) {
+  v1::PushAck ack;
+  switch (outcome) {
+    case PushOutcome::kAccepted: ack.set_result(v1::PUSH_RESULT_ACCEPTED); break;
+    case PushOutcome::kDuplicate: ack.set_result(v1::PUSH_RESULT_DUPLICATE); break;
+    case PushOutcome::kStale: ack.set_result(v1::PUSH_RESULT_STALE); break;
+  }
+  ack.set_head_step(shard_->Status().head_step);
+  *response_ = MakeRawMessage(ack.SerializeAsString(), 0, {}, nullptr);
+}
+
+void PushCall::End(const absl::Status& status) {
+  timer_.Done(status);
+  push_.reset();
+  buffer_ = Buffer();
+  Finish(ToGrpc(status));
+}
+
+void PushCall::OnDone() { delete this; }
+
+}  // namespace membank
