@@ -1,0 +1,77 @@
+// A router in the test's process with fake workers behind real sockets and a fake path finder: leaf = length of the text modulo 16.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/bank/block.h"
+#include "gtest/gtest.h"
+#include "router/router_core.h"
+#include "tests/router/fake_worker.h"
+
+namespace membank {
+
+class FakePathFinder : public PathFinder {
+ public:
+  std::vector<std::string> texts;  // that were resolved
+  const TreeFacts& facts() const override { return facts_; }
+  absl::StatusOr<std::vector<Resolution>> Resolve(const std::vector<std::string>& resolve) override {
+    std::vector<Resolution> found;
+    for (const std::string& text : resolve) {
+      texts.push_back(text);
+      const uint32_t leaf = static_cast<uint32_t>(text.size() % 16);
+      found.push_back({{MemoryMode::kFetched, 2, leaf}, {{leaf / 4, 0.25f}, {leaf, 0.125f}}});
+    }
+    return found;
+  }
+  absl::StatusOr<std::vector<std::vector<float>>> Embed(const std::vector<std::string>& embed) override {
+    std::vector<std::vector<float>> vectors;
+    for (const std::string& text : embed) vectors.push_back({static_cast<float>(text.size()), 0.5f});
+    return vectors;
+  }
+
+ private:
+  TreeFacts facts_{4, 2, 2, "tree", "embedder"};
+};
+
+struct RouterUnderTest {
+  explicit RouterUnderTest(int count = 1, bool with_tree = true) {
+    WorkerPoolOptions options;
+    options.poll_interval = std::chrono::milliseconds(20);
+    options.tree_fingerprint = "tree";
+    for (int i = 0; i < count; ++i) {
+      fakes.push_back(std::make_unique<FakeWorker>());
+      servers.push_back(RpcServer::Start({}, {fakes.back().get()}).value());
+      options.workers.push_back(servers.back()->address());
+    }
+    pool = WorkerPool::Create(options).value();
+    router = std::make_unique<Router>(*pool, with_tree ? &paths : nullptr);
+    WaitFor([&] { return Healthy() == count; });
+  }
+
+  int Healthy() const {
+    int healthy = 0;
+    for (const v1::WorkerState& state : pool->States()) healthy += state.healthy();
+    return healthy;
+  }
+
+  static bool WaitFor(const std::function<bool()>& condition, int ms = 5000) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(ms);
+    while (!condition()) {
+      if (std::chrono::steady_clock::now() > end) return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    return true;
+  }
+
+  FakeWorker& fake(int i = 0) { return *fakes[i]; }
+
+  std::vector<std::unique_ptr<FakeWorker>> fakes;
+  std::vector<std::unique_ptr<RpcServer>> servers;
+  FakePathFinder paths;
+  std::unique_ptr<WorkerPool> pool;
+  std::unique_ptr<Router> router;
+};
+
+}  // namespace membank
