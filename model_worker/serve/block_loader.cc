@@ -1,0 +1,155 @@
+#include "model_worker/serve/block_loader.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/base/metrics.h"
+#include "common/base/status_macros.h"
+
+namespace membank {
+namespace {
+
+prometheus::Counter& Hits() {
+  static auto& counter = GetCounter("membank_worker_block_hits_total", "Blocks that were resident when a sequence needed them");
+  return counter;
+}
+prometheus::Counter& Misses() {
+  static auto& counter = GetCounter("membank_worker_block_misses_total", "Blocks that had to be fetched from the memory servers");
+  return counter;
+}
+prometheus::Histogram& FetchLatency() {
+  static auto& histogram = GetLatency("membank_worker_block_fetch_seconds", "Time to fetch one block");
+  return histogram;
+}
+
+}  // namespace
+
+BlockLoader::BlockLoader(MemoryClient* client, BlockLoaderOptions options)
+    : client_(client), options_(std::move(options)), pool_(options_.threads) {}
+
+void BlockLoader::Load(const std::vector<BlockId>& ids, Done done) {
+  auto request = std::make_shared<Request>();
+  request->handles.resize(ids.size());
+  std::vector<std::pair<BlockId, BlockHandle>> to_fetch;
+  const bool fixed = !options_.bank_version.empty();
+  bool resident = false;
+  {
+    absl::MutexLock lock(&mu_);
+    for (size_t i = 0; i < ids.size(); ++i) {
+      auto [it, added] = entries_.try_emplace(ids[i]);
+      Entry& entry = it->second;
+      if (added) entry.used = recency_.insert(recency_.begin(), ids[i]);
+      recency_.splice(recency_.begin(), recency_, entry.used);
+      if (entry.block != nullptr && fixed) {
+        request->handles[i] = entry.block;
+        Hits().Increment();
+        continue;
+      }
+      ++request->missing;
+      entry.waiters.push_back({request, i});
+      if (entry.loading) continue;
+      entry.loading = true;
+      to_fetch.emplace_back(ids[i], entry.block);
+    }
+    request->done = std::move(done);
+    resident = request->missing == 0;
+  }
+  if (resident) return request->done(std::move(request->handles));
+  for (auto& [id, current] : to_fetch) {
+    pool_.Schedule([this, id = id, current = std::move(current)]() mutable { Fetch(id, std::move(current)); });
+  }
+}
+
+void BlockLoader::Fetch(BlockId id, BlockHandle current) {
+  absl::StatusOr<BlockHandle> fetched = FetchOne(id, current);
+  current.reset();
+  std::vector<std::shared_ptr<Request>> complete;
+  {
+    absl::MutexLock lock(&mu_);
+    auto it = entries_.find(id);
+    Entry& entry = it->second;
+    entry.loading = false;
+    for (const Waiter& waiter : std::exchange(entry.waiters, {})) {
+      if (fetched.ok()) {
+        waiter.request->handles[waiter.index] = *fetched;
+      } else {
+        waiter.request->status.Update(fetched.status());
+      }
+      if (--waiter.request->missing == 0) complete.push_back(waiter.request);
+    }
+    if (fetched.ok() && *fetched != entry.block) {
+      if (entry.block != nullptr) bytes_ -= entry.block->values.nbytes();
+      bytes_ += (*fetched)->values.nbytes();
+      entry.block = *std::move(fetched);
+    } else if (entry.block == nullptr) {
+      recency_.erase(entry.used);
+      entries_.erase(it);
+    }
+    Evict();
+  }
+  for (const std::shared_ptr<Request>& request : complete) {
+    if (request->status.ok()) {
+      request->done(std::move(request->handles));
+    } else {
+      request->done(request->status);
+    }
+  }
+}
+
+absl::StatusOr<BlockHandle> BlockLoader::FetchOne(BlockId id, const BlockHandle& current) const {
+  const BankSpec& spec = client_->spec();
+  const absl::Time begin = absl::Now();
+  auto block = std::make_shared<ResidentBlock>();
+  block->id = id;
+  torch::Tensor payload = torch::empty({static_cast<int64_t>(spec.BlockElements(id.level))}, torch::dtype(TorchDtype(spec.dtype)));
+  BlockFetch fetch;
+  fetch.id = id;
+  fetch.destination = {static_cast<uint8_t*>(payload.data_ptr()), static_cast<size_t>(payload.nbytes())};
+  if (current != nullptr) fetch.newer_than = static_cast<int64_t>(current->version);
+  FetchOptions fetch_options;
+  fetch_options.bank_version = options_.bank_version;
+  fetch_options.timeout = absl::ToChronoMilliseconds(options_.timeout);
+  if (absl::Status status = client_->Fetch(absl::MakeSpan(&fetch, 1), fetch_options); !status.ok()) {
+    return Annotate(status, fmt::format("block {} of bank {}", ToString(id), spec.bank_id));
+  }
+  FetchLatency().Observe(absl::ToDoubleSeconds(absl::Now() - begin));
+  if (fetch.unchanged) {
+    Hits().Increment();
+    return current;
+  }
+  Misses().Increment();
+  block->version = fetch.version;
+  block->values = payload.to(options_.dtype);  // the same tensor when the dtypes agree
+  return BlockHandle(std::move(block));
+}
+
+void BlockLoader::Evict() {
+  for (auto at = recency_.end(); bytes_ > options_.capacity_bytes && at != recency_.begin();) {
+    --at;
+    auto it = entries_.find(*at);
+    const Entry& entry = it->second;
+    if (entry.loading || entry.block == nullptr || entry.block.use_count() > 1) continue;
+    bytes_ -= entry.block->values.nbytes();
+    entries_.erase(it);
+    at = recency_.erase(at);
+  }
+}
+
+std::vector<BlockId> BlockLoader::ResidentBlocks() const {
+  std::vector<BlockId> ids;
+  {
+    absl::MutexLock lock(&mu_);
+    for (const auto& [id, entry] : entries_) {
+      if (entry.block != nullptr) ids.push_back(id);
+    }
+  }
+  std::sort(ids.begin(), ids.end());
+  return ids;
+}
+
+uint64_t BlockLoader::resident_bytes() const {
+  absl::MutexLock lock(&mu_);
+  return bytes_;
+}
+
+}  // namespace membank

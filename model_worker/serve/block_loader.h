@@ -1,0 +1,77 @@
+// Blocks for serving: loads them from the memory servers on its own threads, so that sequences whose blocks are there go on meanwhile; keeps
+// them in the model's dtype, least recently used first out. One fetch per block however many sequences wait for it, and each block fails
+// alone. A published bank version never changes, so a resident block costs nothing; of the live head the servers are asked each time, and an
+// unchanged block costs a header. A handle pins its block: its values never change, and it is not dropped.
+// Owned by the engine; any thread. Errors are the client's, with the block named.
+#pragma once
+
+#include <functional>
+#include <list>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "common/base/thread_pool.h"
+#include "model_worker/memory/block_cache.h"
+
+namespace membank {
+
+struct BlockLoaderOptions {
+  std::string bank_version;               // empty: the live head
+  torch::Dtype dtype = torch::kBFloat16;  // of the values
+  uint64_t capacity_bytes = 2ull << 30;   // unpinned blocks go beyond it
+  int threads = 4;                        // fetches at once
+  absl::Duration timeout = absl::Seconds(30);
+};
+
+class BlockLoader {
+ public:
+  using Done = std::function<void(absl::StatusOr<std::vector<BlockHandle>>)>;
+
+  BlockLoader(MemoryClient* client, BlockLoaderOptions options);
+
+  // Calls `done` once, with one handle per id in order: on this thread when all are resident, else from a loader thread. Ids are distinct.
+  void Load(const std::vector<BlockId>& ids, Done done) ABSL_LOCKS_EXCLUDED(mu_);
+
+  std::vector<BlockId> ResidentBlocks() const ABSL_LOCKS_EXCLUDED(mu_);  // sorted
+  uint64_t resident_bytes() const ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  struct Request {                        // one call of Load
+    std::vector<BlockHandle> handles;
+    size_t missing = 0;
+    absl::Status status;
+    Done done;
+  };
+  struct Waiter {
+    std::shared_ptr<Request> request;
+    size_t index;
+  };
+  struct Entry {
+    BlockHandle block;                    // what is resident, if anything
+    bool loading = false;
+    std::vector<Waiter> waiters;
+    std::list<BlockId>::iterator used;    // in recency_
+  };
+
+  void Fetch(BlockId id, BlockHandle current) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<BlockHandle> FetchOne(BlockId id, const BlockHandle& current) const;
+  void Evict() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  MemoryClient* const client_;
+  const BlockLoaderOptions options_;
+
+  mutable absl::Mutex mu_;
+  absl::flat_hash_map<BlockId, Entry> entries_ ABSL_GUARDED_BY(mu_);
+  std::list<BlockId> recency_ ABSL_GUARDED_BY(mu_);  // most recent first
+  uint64_t bytes_ ABSL_GUARDED_BY(mu_) = 0;
+
+  ThreadPool pool_;  // last: its threads use everything above
+};
+
+}  // namespace membank
