@@ -28,12 +28,17 @@ class Tokenizer {
   virtual int32_t bos_id() const = 0;   // -1 when there is none
   virtual bool IsSpecial(int32_t id) const = 0;
   virtual absl::StatusOr<int32_t> TokenId(std::string_view token) const = 0;  // "<|im_end|>" -> id
+  // XXH3-128 of everything that decides which ids a text gets (vocabulary, merges, added tokens, rules), 32 hex digits. Equal for the
+  // tokenizer.json and the GGUF form of one tokenizer. A packed corpus stores it; the trainer compares it.
+  virtual std::string Fingerprint() const = 0;
 };
 
+// The end of text is the special token "<|endoftext|>", "<|end_of_text|>" or "</s>" when there is one, else what the file (GGUF) or the
+// tokenizer_config.json beside it declares: instruction-tuned models declare their end of turn ("<|im_end|>").
 // A tokenizer.json, a directory that holds one, or a GGUF file. UNIMPLEMENTED names a kind that is not supported and lists those that are.
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& path);
 
-// Streams text token by token without ever emitting a broken UTF-8 sequence. One thread.
+// Streams the text of byte-level tokens one by one without ever emitting a broken UTF-8 sequence. One thread.
 class StreamDecoder {
  public:
   explicit StreamDecoder(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}

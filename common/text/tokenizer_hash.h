@@ -1,0 +1,14 @@
+// The identity of a tokenizer: equal for equal vocabularies, whatever file they came from (tokenizer.json or GGUF). A packed corpus keeps
+// it; the trainer compares it with the anchor's.
+#pragma once
+
+#include <string>
+
+#include "common/text/tokenizer.h"
+
+namespace membank {
+
+// XXH3-128 over the vocabulary's size, the end-of-text id and the text of every id; 32 hex digits.
+std::string TokenizerHash(const Tokenizer& tokenizer);
+
+}  // namespace membank
