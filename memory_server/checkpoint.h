@@ -75,8 +75,7 @@ class CheckpointStore {
   absl::Status Prepare(const std::string& id, const CutMarks& marks, const CutDigest& digest, const HeadStores& head);
   // Gives the cut the highest sequence, then removes prepared cuts older than it and committed ones beyond `keep_checkpoints`.
   absl::Status Commit(const std::string& id);
-  absl::Status Abort(const std::string& id);
-  absl::Status Delete(const std::string& id);
+  absl::Status Delete(const std::string& id);  // prepared or committed
   absl::Status Publish(const std::string& id, const std::string& version);
 
   absl::StatusOr<Cut> Find(const std::string& id) const ABSL_LOCKS_EXCLUDED(mu_);
@@ -87,11 +86,11 @@ class CheckpointStore {
 
  private:
   CheckpointStore(const std::string& data_directory, const std::string& spec_hash, OpenBlockStore open_store, uint32_t keep_checkpoints);
-  absl::Status Load();
-  absl::Status LoadCuts();
-  absl::Status LoadVersions();
+  absl::Status LoadCuts() ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status LoadVersions() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Remove(const std::string& directory);
-  absl::Status CollectGarbage();
+  void CollectGarbage(const Cut& newest) ABSL_LOCKS_EXCLUDED(mu_);
+  uint64_t NextSequence() const ABSL_LOCKS_EXCLUDED(mu_);
 
   const std::string checkpoints_, versions_directory_, head_;
   const std::string spec_hash_;

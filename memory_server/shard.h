@@ -2,7 +2,8 @@
 //
 // A shard is created from a spec and a slot map without an initialisation pass: untouched blocks cost nothing and are generated when read
 // (common/bank/block_init.h). Touched blocks live in RAM: an immutable payload that is replaced as a whole by every step, beside fp32
-// optimizer state. Disk is written when a checkpoint is prepared: <data>/bank.json, runs.json, head/, checkpoints/<id>/, versions/<name>/.
+// optimizer state. Disk is written when a checkpoint is prepared: <data>/bank.json (the spec), server.json,
+// runs.json, head/, checkpoints/<id>/, versions/<name>/.
 // Durability class "checkpoint": a crash goes back to the last committed checkpoint (design/promises.md P1-P5).
 //
 // Any thread may call anything; the owner destroys it after the last call returned. Reads never wait for a step or a checkpoint.
@@ -16,7 +17,7 @@
 
 #include <map>
 #include <memory>
-#include <set>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,7 @@
 #include "memory_server/block_store.h"
 #include "memory_server/buffer_pool.h"
 #include "memory_server/checkpoint.h"
+#include "memory_server/directory_lock.h"
 #include "memory_server/gradients.h"
 #include "memory_server/payload_cache.h"
 
@@ -153,11 +155,12 @@ class Shard {
 
   // --- Checkpoints and versions --------------------------------------------------------------------------------------------------------
   // Ids and names: 1-128 characters of [A-Za-z0-9._-], not starting with a dot.
-  // A durable cut of the head, which must be at `step`. May be repeated. ALREADY_EXISTS when another committed cut has this id.
+  // A durable cut of the head, which must be at `step`. May be repeated. A cut with this id from a history that was given up is replaced;
+  // ALREADY_EXISTS when it is the last committed one.
   absl::Status PrepareCheckpoint(const std::string& id, uint64_t step) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_, views_mu_);
   absl::Status CommitCheckpoint(const std::string& id);   // OK when it is committed already; NOT_FOUND lists those there are
   absl::Status AbortCheckpoint(const std::string& id);    // OK when it is not there; FAILED_PRECONDITION when it is committed
-  absl::Status DeleteCheckpoint(const std::string& id);   // FAILED_PRECONDITION for the last committed one
+  absl::Status DeleteCheckpoint(const std::string& id);   // OK when it is not there; FAILED_PRECONDITION for the last committed one
   // Makes a prepared or committed cut the head; afterwards it is the last committed one, and training goes on with a new epoch.
   // On error the head is as before. DATA_LOSS names block and file.
   absl::Status RestoreCheckpoint(const std::string& id) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_, views_mu_);
@@ -175,24 +178,27 @@ class Shard {
   };
   struct TrainState;   // optimizer state of a touched block
   struct PendingStep;  // pushes of a step that is not applied yet
+  struct DirtyBlocks;  // what changed since the last checkpoint was prepared
   struct Head;         // everything a cut holds: blocks and dedup marks
 
   Shard(const BankSpec& spec, const SlotMap& slot_map, const ShardOptions& options, size_t server_index);
 
-  absl::StatusOr<BlockRead> ReadUntouched(BlockId id);
+  static BlockRead AnswerRead(const CachedPayload& payload, int64_t newer_than);
+  CachedPayload ReadUntouched(BlockId id);
   absl::Status CheckFreeSpace(uint64_t needed_bytes) const;
-  absl::Status CheckRun(const StepId& step) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(run_mu_);
-  absl::StatusOr<PushOutcome> JudgePush(const StepId& step, uint32_t rank) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(run_mu_);
+  absl::Status CheckRun(const StepId& step) const ABSL_SHARED_LOCKS_REQUIRED(run_mu_);
+  absl::StatusOr<PushOutcome> JudgePush(const StepId& step, uint32_t rank) const ABSL_SHARED_LOCKS_REQUIRED(run_mu_);
   absl::StatusOr<PushOutcome> FinishPush(GradientPush* push) ABSL_LOCKS_EXCLUDED(run_mu_);
-  bool ReservePush(uint64_t bytes) ABSL_LOCKS_EXCLUDED(run_mu_);
-  void ReleasePush(uint64_t bytes) ABSL_LOCKS_EXCLUDED(run_mu_);
+  absl::Status CheckPushBudget(uint64_t bytes) const ABSL_LOCKS_EXCLUDED(run_mu_);
+  void AddPushedBytes(int64_t bytes) ABSL_LOCKS_EXCLUDED(run_mu_);
+  void DropPending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(run_mu_);
   absl::Status WaitForRanks(const StepId& step, absl::Time deadline) ABSL_LOCKS_EXCLUDED(run_mu_);
-  std::string MissingRanks(uint64_t step) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(run_mu_);
+  std::string MissingRanks(uint64_t step) const ABSL_SHARED_LOCKS_REQUIRED(run_mu_);
   void UpdateBlock(BlockId id, TrainState* state, const Gradient& gradient, const RunSettings& run, uint64_t step,
                    const ApplyParameters& parameters) ABSL_LOCKS_EXCLUDED(views_mu_);
-  absl::Status LoadRuns() ABSL_EXCLUSIVE_LOCKS_REQUIRED(run_mu_);
-  absl::Status OpenHead() ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
-  absl::Status WriteDirtyBlocks(const CutMarks& marks) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(views_mu_);
+  absl::Status LoadRuns() ABSL_LOCKS_EXCLUDED(run_mu_);
+  DirtyBlocks CollectDirtyBlocks() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(views_mu_);
+  absl::Status WriteDirtyBlocks(const DirtyBlocks& dirty, const CutMarks& marks) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
   absl::StatusOr<Head> LoadCut(const Cut& cut) const;
   void InstallHead(Head head) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_, views_mu_);
 
@@ -201,15 +207,17 @@ class Shard {
   const SlotMap slot_map_;
   const ShardOptions options_;
   const size_t server_index_;
+  std::unique_ptr<DirectoryLock> directory_lock_;
   const std::shared_ptr<BufferPool> buffers_;  // thread-safe
-  PayloadCache generated_;                     // thread-safe
+  PayloadCache generated_;                     // thread-safe: untouched blocks
+  PayloadCache version_payloads_;              // thread-safe: blocks of published versions
   std::unique_ptr<CheckpointStore> checkpoints_;  // changed under train_mu_ only, read by any thread
   ThreadPool pool_;
 
   // One step, checkpoint or restore at a time.
   mutable absl::Mutex train_mu_ ABSL_ACQUIRED_BEFORE(run_mu_);
   absl::flat_hash_map<BlockId, std::unique_ptr<TrainState>> states_ ABSL_GUARDED_BY(train_mu_);
-  std::unique_ptr<HeadStores> head_stores_ ABSL_GUARDED_BY(train_mu_);  // null: to be rebuilt by the next checkpoint
+  std::optional<HeadStores> head_stores_ ABSL_GUARDED_BY(train_mu_);  // none: to be rebuilt by the next checkpoint
 
   // Run, pushes and head.
   mutable absl::Mutex run_mu_ ABSL_ACQUIRED_BEFORE(views_mu_);
@@ -220,6 +228,7 @@ class Shard {
   uint64_t head_step_ ABSL_GUARDED_BY(run_mu_) = 0;
   std::vector<uint64_t> next_step_ ABSL_GUARDED_BY(run_mu_);              // per rank
   std::map<uint64_t, std::unique_ptr<PendingStep>> pending_ ABSL_GUARDED_BY(run_mu_);
+  std::optional<double> head_sum_of_squares_ ABSL_GUARDED_BY(run_mu_);    // of the step applied last, for a repeated PrepareStep
   uint64_t pushed_bytes_ ABSL_GUARDED_BY(run_mu_) = 0;
 
   // What readers see.

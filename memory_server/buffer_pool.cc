@@ -1,0 +1,40 @@
+#include "memory_server/buffer_pool.h"
+
+#include <utility>
+
+namespace membank {
+
+Buffer BufferPool::Acquire(size_t size) {
+  {
+    absl::MutexLock lock(&mu_);
+    const auto it = idle_.find(size);
+    if (it != idle_.end() && !it->second.empty()) {
+      Buffer buffer = std::move(it->second.back());
+      it->second.pop_back();
+      idle_bytes_ -= size;
+      return buffer;
+    }
+  }
+  return Buffer(size);
+}
+
+SharedBuffer BufferPool::Share(Buffer buffer) {
+  return SharedBuffer(new Buffer(std::move(buffer)), [pool = shared_from_this()](Buffer* shared) {
+    pool->Release(std::move(*shared));
+    delete shared;
+  });
+}
+
+void BufferPool::Release(Buffer buffer) {
+  absl::MutexLock lock(&mu_);
+  if (idle_bytes_ + buffer.size() > max_idle_bytes_) return;
+  idle_bytes_ += buffer.size();
+  idle_[buffer.size()].push_back(std::move(buffer));
+}
+
+uint64_t BufferPool::idle_bytes() const {
+  absl::MutexLock lock(&mu_);
+  return idle_bytes_;
+}
+
+}  // namespace membank

@@ -1,0 +1,340 @@
+#include "memory_server/checkpoint.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "common/base/file.h"
+#include "common/base/log.h"
+#include "common/base/status_macros.h"
+#include "nlohmann/json.hpp"
+
+namespace membank {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+constexpr char kManifest[] = "/manifest.json", kCommitted[] = "/committed.json";
+constexpr char kWeights[] = "/weights", kState[] = "/state";
+constexpr std::string_view kBuilding = ".new-", kTrash = ".trash-";
+
+absl::Status CheckName(std::string_view what, const std::string& name) {
+  const bool allowed = std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) || c == '.' || c == '_' || c == '-'; });
+  if (allowed && !name.empty() && name.size() <= 128 && name[0] != '.') return absl::OkStatus();
+  return InvalidArgument("{} \"{}\" is no valid name; allowed: 1-128 characters of A-Z a-z 0-9 . _ -, not starting with a dot", what, name);
+}
+
+absl::Status SyncFile(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return absl::ErrnoToStatus(errno, "open " + path);
+  const int result = ::fsync(fd), error = errno;
+  ::close(fd);
+  return result == 0 ? absl::OkStatus() : absl::ErrnoToStatus(error, "fsync " + path);
+}
+
+// A durable image of a store that nobody writes: table files are never modified, so they are hard-linked; the rest is small and copied.
+absl::Status CloneStore(const std::string& from, const std::string& to) {
+  RETURN_IF_ERROR(MakeDirectories(to));
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(from, error)) {
+    const std::string name = entry.path().filename(), target = to + "/" + name;
+    if (name.starts_with("LOG") || name == "LOCK") continue;
+    std::error_code failed;
+    if (name.ends_with(".sst")) fs::create_hard_link(entry.path(), target, failed);
+    else fs::copy_file(entry.path(), target, failed);
+    if (failed) return absl::ErrnoToStatus(failed.value(), fmt::format("clone {} to {}", entry.path().string(), target));
+    RETURN_IF_ERROR(SyncFile(target));
+  }
+  if (error) return absl::ErrnoToStatus(error.value(), "list " + from);
+  return SyncDirectory(to);
+}
+
+Json MarksToJson(const CutMarks& marks, const CutDigest& digest, const std::string& spec_hash) {
+  return {{"format", 1},           {"spec_hash", spec_hash},       {"step", marks.step},     {"run_id", marks.run_id},
+          {"run_epoch", marks.run_epoch}, {"blocks", digest.blocks}, {"blocks_crc32c", digest.crc32c}};
+}
+
+absl::StatusOr<Json> ReadJson(const std::string& path) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+  Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) return DataLoss("manifest {} is damaged: not a JSON object", path);
+  return json;
+}
+
+absl::StatusOr<uint64_t> NumberAt(const Json& json, const char* key, const std::string& path) {
+  const auto it = json.find(key);
+  if (it == json.end() || !it->is_number_unsigned()) return DataLoss("manifest {} is damaged: \"{}\" is not a number", path, key);
+  return it->get<uint64_t>();
+}
+
+absl::StatusOr<std::string> StringAt(const Json& json, const char* key, const std::string& path) {
+  const auto it = json.find(key);
+  if (it == json.end() || !it->is_string()) return DataLoss("manifest {} is damaged: \"{}\" is not a string", path, key);
+  return it->get<std::string>();
+}
+
+absl::Status ReadMarks(const Json& json, const std::string& path, const std::string& spec_hash, CutMarks* marks, CutDigest* digest) {
+  ASSIGN_OR_RETURN(const std::string hash, StringAt(json, "spec_hash", path));
+  if (hash != spec_hash) return FailedPrecondition("{} belongs to a bank with spec hash {}, this bank's is {}", path, hash, spec_hash);
+  ASSIGN_OR_RETURN(marks->step, NumberAt(json, "step", path));
+  ASSIGN_OR_RETURN(marks->run_id, StringAt(json, "run_id", path));
+  ASSIGN_OR_RETURN(marks->run_epoch, NumberAt(json, "run_epoch", path));
+  ASSIGN_OR_RETURN(digest->blocks, NumberAt(json, "blocks", path));
+  ASSIGN_OR_RETURN(digest->crc32c, NumberAt(json, "blocks_crc32c", path));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Cut> ReadCut(const std::string& id, const std::string& directory, const std::string& spec_hash) {
+  Cut cut{id, directory};
+  const std::string manifest = directory + kManifest, committed = directory + kCommitted;
+  ASSIGN_OR_RETURN(const Json json, ReadJson(manifest));
+  RETURN_IF_ERROR(ReadMarks(json, manifest, spec_hash, &cut.marks, &cut.digest));
+  ASSIGN_OR_RETURN(cut.prepared, NumberAt(json, "sequence", manifest));
+  if (fs::exists(committed)) {
+    ASSIGN_OR_RETURN(const Json mark, ReadJson(committed));
+    ASSIGN_OR_RETURN(cut.committed, NumberAt(mark, "sequence", committed));
+  }
+  return cut;
+}
+
+// Everything is written below a name with a dot; the rename makes it count.
+absl::Status MakeVisible(const std::string& building, const std::string& directory) {
+  RETURN_IF_ERROR(SyncDirectory(building));
+  if (::rename(building.c_str(), directory.c_str()) != 0) return absl::ErrnoToStatus(errno, fmt::format("rename {} to {}", building, directory));
+  return SyncDirectory(fs::path(directory).parent_path());
+}
+
+std::vector<std::string> SubdirectoryNames(const std::string& directory) {
+  std::vector<std::string> names;
+  for (const fs::directory_entry& entry : fs::directory_iterator(directory))
+    if (entry.is_directory()) names.push_back(entry.path().filename());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+}  // namespace
+
+CheckpointStore::CheckpointStore(const std::string& data_directory, const std::string& spec_hash, OpenBlockStore open_store,
+                                 uint32_t keep_checkpoints)
+    : checkpoints_(data_directory + "/checkpoints"), versions_directory_(data_directory + "/versions"), head_(data_directory + "/head"),
+      spec_hash_(spec_hash), open_store_(std::move(open_store)), keep_checkpoints_(std::max(1u, keep_checkpoints)) {}
+
+absl::StatusOr<std::unique_ptr<CheckpointStore>> CheckpointStore::Open(const std::string& data_directory, const std::string& spec_hash,
+                                                                       OpenBlockStore open_store, uint32_t keep_checkpoints) {
+  std::unique_ptr<CheckpointStore> store(new CheckpointStore(data_directory, spec_hash, std::move(open_store), keep_checkpoints));
+  RETURN_IF_ERROR(MakeDirectories(store->checkpoints_));
+  RETURN_IF_ERROR(MakeDirectories(store->versions_directory_));
+  RETURN_IF_ERROR(store->LoadCuts());
+  RETURN_IF_ERROR(store->LoadVersions());
+  return store;
+}
+
+absl::Status CheckpointStore::LoadCuts() {
+  for (const std::string& name : SubdirectoryNames(checkpoints_)) {
+    const std::string directory = checkpoints_ + "/" + name;
+    const bool unfinished = name[0] == '.' || (!fs::exists(directory + kManifest) && !fs::exists(directory + kCommitted));
+    if (unfinished) {
+      LOG_WARN("removing {}, left by interrupted work", directory);
+      RETURN_IF_ERROR(Remove(directory));
+      continue;
+    }
+    if (!fs::exists(directory + kManifest)) return DataLoss("checkpoint {} is committed but its manifest is missing", directory);
+    ASSIGN_OR_RETURN(Cut cut, ReadCut(name, directory, spec_hash_));
+    absl::MutexLock lock(&mu_);
+    cuts_.emplace(name, std::move(cut));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckpointStore::LoadVersions() {
+  for (const std::string& name : SubdirectoryNames(versions_directory_)) {
+    const std::string directory = versions_directory_ + "/" + name, manifest = directory + kManifest;
+    if (name[0] == '.') {
+      RETURN_IF_ERROR(Remove(directory));
+      continue;
+    }
+    Version version;
+    version.name = name;
+    ASSIGN_OR_RETURN(const Json json, ReadJson(manifest));
+    RETURN_IF_ERROR(ReadMarks(json, manifest, spec_hash_, &version.marks, &version.digest));
+    ASSIGN_OR_RETURN(version.checkpoint_id, StringAt(json, "checkpoint", manifest));
+    ASSIGN_OR_RETURN(version.weights, open_store_(directory + kWeights, StoreAccess::kReadOnly));
+    absl::MutexLock lock(&mu_);
+    versions_.emplace(name, std::move(version));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<HeadStores> CheckpointStore::OpenHead(const std::optional<Cut>& cut) {
+  std::error_code error;
+  fs::remove_all(head_, error);
+  if (error) return absl::ErrnoToStatus(error.value(), "remove " + head_);
+  RETURN_IF_ERROR(MakeDirectories(head_));
+  if (cut.has_value()) {
+    RETURN_IF_ERROR(CloneStore(cut->directory + kWeights, head_ + kWeights));
+    RETURN_IF_ERROR(CloneStore(cut->directory + kState, head_ + kState));
+  }
+  HeadStores stores;
+  ASSIGN_OR_RETURN(stores.weights, open_store_(head_ + kWeights, StoreAccess::kReadWrite));
+  ASSIGN_OR_RETURN(stores.state, open_store_(head_ + kState, StoreAccess::kReadWrite));
+  return stores;
+}
+
+absl::StatusOr<HeadStores> CheckpointStore::OpenCut(const Cut& cut) const {
+  HeadStores stores;
+  ASSIGN_OR_RETURN(stores.weights, open_store_(cut.directory + kWeights, StoreAccess::kReadOnly));
+  ASSIGN_OR_RETURN(stores.state, open_store_(cut.directory + kState, StoreAccess::kReadOnly));
+  return stores;
+}
+
+absl::Status CheckpointStore::Prepare(const std::string& id, const CutMarks& marks, const CutDigest& digest, const HeadStores& head) {
+  RETURN_IF_ERROR(CheckName("checkpoint id", id));
+  const std::string directory = checkpoints_ + "/" + id, building = fmt::format("{}/{}{}", checkpoints_, kBuilding, id);
+  if (fs::exists(directory)) return AlreadyExists("checkpoint {} exists", directory);
+  if (fs::exists(building)) RETURN_IF_ERROR(Remove(building));
+  RETURN_IF_ERROR(MakeDirectories(building));
+  RETURN_IF_ERROR(head.weights->Flush());
+  RETURN_IF_ERROR(head.state->Flush());
+  RETURN_IF_ERROR(head.weights->Cut(building + kWeights));
+  RETURN_IF_ERROR(head.state->Cut(building + kState));
+  const uint64_t sequence = NextSequence();
+  Json manifest = MarksToJson(marks, digest, spec_hash_);
+  manifest["id"] = id;
+  manifest["sequence"] = sequence;
+  RETURN_IF_ERROR(WriteFileAtomic(building + kManifest, manifest.dump(1)));
+  RETURN_IF_ERROR(MakeVisible(building, directory));
+  absl::MutexLock lock(&mu_);
+  cuts_[id] = {id, directory, marks, digest, sequence, 0};
+  return absl::OkStatus();
+}
+
+absl::Status CheckpointStore::Commit(const std::string& id) {
+  ASSIGN_OR_RETURN(Cut cut, Find(id));
+  cut.committed = NextSequence();
+  RETURN_IF_ERROR(WriteFileAtomic(cut.directory + kCommitted, Json{{"sequence", cut.committed}}.dump()));
+  {
+    absl::MutexLock lock(&mu_);
+    cuts_[id] = cut;
+  }
+  CollectGarbage(cut);
+  return absl::OkStatus();
+}
+
+absl::Status CheckpointStore::Delete(const std::string& id) {
+  ASSIGN_OR_RETURN(const Cut cut, Find(id));
+  {
+    absl::MutexLock lock(&mu_);
+    cuts_.erase(id);
+  }
+  return Remove(cut.directory);
+}
+
+absl::Status CheckpointStore::Publish(const std::string& id, const std::string& name) {
+  RETURN_IF_ERROR(CheckName("version", name));
+  ASSIGN_OR_RETURN(const Cut cut, Find(id));
+  if (cut.committed == 0) return FailedPrecondition("checkpoint {} is not committed; commit it before publishing it", id);
+  const absl::StatusOr<Version> existing = FindVersion(name);
+  if (existing.ok()) {
+    if (existing->checkpoint_id == id && existing->marks == cut.marks && existing->digest == cut.digest) return absl::OkStatus();
+    return AlreadyExists("version {} was published from checkpoint {} at step {}, versions never change; choose another name", name,
+                         existing->checkpoint_id, existing->marks.step);
+  }
+  const std::string directory = versions_directory_ + "/" + name, building = fmt::format("{}/{}{}", versions_directory_, kBuilding, name);
+  if (fs::exists(building)) RETURN_IF_ERROR(Remove(building));
+  RETURN_IF_ERROR(CloneStore(cut.directory + kWeights, building + kWeights));
+  Json manifest = MarksToJson(cut.marks, cut.digest, spec_hash_);
+  manifest["checkpoint"] = id;
+  RETURN_IF_ERROR(WriteFileAtomic(building + kManifest, manifest.dump(1)));
+  RETURN_IF_ERROR(MakeVisible(building, directory));
+  ASSIGN_OR_RETURN(std::shared_ptr<BlockStore> weights, open_store_(directory + kWeights, StoreAccess::kReadOnly));
+  absl::MutexLock lock(&mu_);
+  versions_[name] = {name, id, cut.marks, cut.digest, std::move(weights)};
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Cut> CheckpointStore::Find(const std::string& id) const {
+  RETURN_IF_ERROR(CheckName("checkpoint id", id));
+  absl::MutexLock lock(&mu_);
+  const auto it = cuts_.find(id);
+  if (it != cuts_.end()) return it->second;
+  std::vector<std::string> ids;
+  for (const auto& [known, cut] : cuts_) ids.push_back(known);
+  return NotFound("checkpoint \"{}\" does not exist here; there are: {}", id, ids.empty() ? "none" : fmt::format("{}", fmt::join(ids, ", ")));
+}
+
+std::optional<Cut> CheckpointStore::LastCommitted() const {
+  absl::MutexLock lock(&mu_);
+  const Cut* last = nullptr;
+  for (const auto& [id, cut] : cuts_)
+    if (cut.committed > (last == nullptr ? 0 : last->committed)) last = &cut;
+  return last == nullptr ? std::nullopt : std::optional<Cut>(*last);
+}
+
+std::vector<Cut> CheckpointStore::List() const {
+  std::vector<Cut> cuts;
+  {
+    absl::MutexLock lock(&mu_);
+    for (const auto& [id, cut] : cuts_) cuts.push_back(cut);
+  }
+  std::sort(cuts.begin(), cuts.end(), [](const Cut& a, const Cut& b) { return a.prepared < b.prepared; });
+  return cuts;
+}
+
+absl::StatusOr<CheckpointStore::Version> CheckpointStore::FindVersion(const std::string& name) const {
+  absl::MutexLock lock(&mu_);
+  const auto it = versions_.find(name);
+  if (it != versions_.end()) return it->second;
+  std::vector<std::string> names;
+  for (const auto& [known, version] : versions_) names.push_back(known);
+  return NotFound("bank version \"{}\" is not published here; published: {}", name,
+                  names.empty() ? "none" : fmt::format("{}", fmt::join(names, ", ")));
+}
+
+std::vector<std::string> CheckpointStore::ListVersions() const {
+  absl::MutexLock lock(&mu_);
+  std::vector<std::string> names;
+  for (const auto& [name, version] : versions_) names.push_back(name);
+  return names;
+}
+
+uint64_t CheckpointStore::NextSequence() const {
+  absl::MutexLock lock(&mu_);
+  uint64_t last = 0;
+  for (const auto& [id, cut] : cuts_) last = std::max({last, cut.prepared, cut.committed});
+  return last + 1;
+}
+
+absl::Status CheckpointStore::Remove(const std::string& directory) {
+  const fs::path path(directory);
+  std::string trash = directory;
+  if (!path.filename().string().starts_with(kTrash)) {
+    trash = path.parent_path() / (std::string(kTrash) + path.filename().string());
+    std::error_code ignored;
+    fs::remove_all(trash, ignored);
+    if (::rename(directory.c_str(), trash.c_str()) != 0) return absl::ErrnoToStatus(errno, fmt::format("rename {} to {}", directory, trash));
+    RETURN_IF_ERROR(SyncDirectory(path.parent_path()));
+  }
+  std::error_code error;
+  fs::remove_all(trash, error);
+  return error ? absl::ErrnoToStatus(error.value(), "remove " + trash) : absl::OkStatus();
+}
+
+void CheckpointStore::CollectGarbage(const Cut& newest) {
+  std::vector<Cut> committed;
+  std::vector<std::string> garbage;
+  for (const Cut& cut : List()) {
+    if (cut.committed > 0) committed.push_back(cut);
+    else if (cut.prepared < newest.prepared) garbage.push_back(cut.id);
+  }
+  std::sort(committed.begin(), committed.end(), [](const Cut& a, const Cut& b) { return a.committed > b.committed; });
+  for (size_t i = keep_checkpoints_; i < committed.size(); ++i) garbage.push_back(committed[i].id);
+  for (const std::string& id : garbage) {
+    const absl::Status removed = Delete(id);
+    if (!removed.ok()) LOG_WARN("checkpoint {} could not be removed, the next start will: {}", id, std::string(removed.message()));
+  }
+}
+
+}  // namespace membank

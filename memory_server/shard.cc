@@ -1,0 +1,198 @@
+// Opening, reading and status. shard_training.cc has runs and steps, shard_checkpoint.cc has checkpoints and versions.
+#include "memory_server/shard.h"
+
+#include <sys/statvfs.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <thread>
+
+#include "common/bank/block_init.h"
+#include "common/base/crc32c.h"
+#include "common/base/file.h"
+#include "common/base/status_macros.h"
+#include "memory_server/block_record.h"
+#include "memory_server/rocksdb_store.h"
+#include "memory_server/shard_state.h"
+#include "nlohmann/json.hpp"
+
+namespace membank {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr uint64_t kIdleBufferBytes = 256ull << 20;
+
+// <data>/bank.json (the spec) and <data>/server.json pin which bank and which server a directory belongs to. server.json is written
+// last: a directory without it is new.
+absl::Status CheckIdentity(const std::string& data_directory, const BankSpec& spec, const std::string& server_id) {
+  const std::string spec_path = data_directory + "/bank.json", server_path = data_directory + "/server.json";
+  if (!std::filesystem::exists(server_path)) {
+    RETURN_IF_ERROR(WriteFileAtomic(spec_path, spec.ToJson()));
+    return WriteFileAtomic(server_path, Json{{"server_id", server_id}}.dump());
+  }
+  ASSIGN_OR_RETURN(const std::string spec_text, ReadFile(spec_path));
+  const absl::StatusOr<BankSpec> stored = BankSpec::FromJson(spec_text);
+  if (!stored.ok()) return DataLoss("{} is damaged: {}", spec_path, std::string(stored.status().message()));
+  if (stored->Hash() != spec.Hash())
+    return FailedPrecondition("data directory {} holds a bank with spec hash {}, the spec given has {}; give the server another data directory",
+                              data_directory, stored->Hash(), spec.Hash());
+  ASSIGN_OR_RETURN(const std::string server_text, ReadFile(server_path));
+  const Json server = Json::parse(server_text, nullptr, /*allow_exceptions=*/false);
+  const bool readable = server.is_object() && server.contains("server_id") && server["server_id"].is_string();
+  if (!readable) return DataLoss("{} is damaged: no server_id in it", server_path);
+  const std::string stored_id = server["server_id"].get<std::string>();
+  if (stored_id != server_id)
+    return FailedPrecondition("data directory {} belongs to server \"{}\", not to \"{}\"; give each server its own", data_directory, stored_id,
+                              server_id);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Shard::Shard(const BankSpec& spec, const SlotMap& slot_map, const ShardOptions& options, size_t server_index)
+    : spec_(spec),
+      spec_hash_(spec.Hash()),
+      slot_map_(slot_map),
+      options_(options),
+      server_index_(server_index),
+      buffers_(BufferPool::Create(kIdleBufferBytes)),
+      generated_(options.generated_cache_bytes),
+      version_payloads_(options.version_cache_bytes),
+      pool_(options.optimizer_threads > 0 ? options.optimizer_threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))) {}
+
+Shard::~Shard() { Shutdown(); }
+
+absl::StatusOr<std::unique_ptr<Shard>> Shard::Open(const BankSpec& spec, const SlotMap& slot_map, const ShardOptions& given) {
+  RETURN_IF_ERROR(spec.Validate());
+  ASSIGN_OR_RETURN(const size_t server_index, slot_map.ServerIndex(given.server_id));
+  ShardOptions options = given;
+  if (options.open_store == nullptr) options.open_store = RocksDbStore::Open;
+  RETURN_IF_ERROR(MakeDirectories(options.data_directory));
+
+  std::unique_ptr<Shard> shard(new Shard(spec, slot_map, options, server_index));
+  ASSIGN_OR_RETURN(shard->directory_lock_, DirectoryLock::Acquire(options.data_directory));
+  RETURN_IF_ERROR(CheckIdentity(options.data_directory, spec, options.server_id));
+  ASSIGN_OR_RETURN(shard->checkpoints_,
+                   CheckpointStore::Open(options.data_directory, shard->spec_hash_, options.open_store, options.keep_checkpoints));
+
+  const std::optional<Cut> cut = shard->checkpoints_->LastCommitted();
+  absl::MutexLock train(&shard->train_mu_);
+  RETURN_IF_ERROR(shard->LoadRuns());
+  Head head;
+  if (cut.has_value()) {
+    ASSIGN_OR_RETURN(head, shard->LoadCut(*cut));
+  }
+  ASSIGN_OR_RETURN(shard->head_stores_, shard->checkpoints_->OpenHead(cut));
+  shard->InstallHead(std::move(head));
+  return shard;
+}
+
+void Shard::Shutdown() {
+  absl::MutexLock lock(&run_mu_);
+  stopping_ = true;
+}
+
+ShardStatus Shard::Status() const {
+  ShardStatus status;
+  {
+    absl::MutexLock lock(&run_mu_);
+    status.head_step = head_step_;
+    status.run_id = run_.run_id;
+    const auto epoch = run_epochs_.find(run_.run_id);
+    status.run_epoch = epoch == run_epochs_.end() ? 0 : epoch->second;
+    status.resident_bytes = pushed_bytes_;
+  }
+  {
+    absl::ReaderMutexLock lock(&views_mu_);
+    status.touched_blocks = views_.size();
+    status.resident_bytes += state_bytes_;
+  }
+  status.resident_bytes += generated_.bytes() + version_payloads_.bytes() + buffers_->idle_bytes();
+  status.versions = checkpoints_->ListVersions();
+  return status;
+}
+
+absl::Status Shard::CheckBlock(BlockId id) const {
+  if (!spec_.Contains(id)) {
+    if (id.level < 1 || id.level > spec_.depth())
+      return InvalidArgument("block {}: level {} is not in the bank, allowed 1..{}", ToString(id), id.level, spec_.depth());
+    if (spec_.width(id.level) == 0) return InvalidArgument("block {}: level {} has width 0, it has no blocks", ToString(id), id.level);
+    const uint32_t generic = ClusterCount(spec_.fan_out, id.level);
+    return InvalidArgument("block {}: cluster {} is not in level {}, allowed 0..{} and {} for the generic block", ToString(id), id.cluster,
+                           id.level, generic - 1, generic);
+  }
+  const size_t owner = slot_map_.OwnerOf(id);
+  if (owner == server_index_) return absl::OkStatus();
+  absl::Status status = FailedPrecondition("block {} in slot {} belongs to server \"{}\", not to \"{}\", by slot map epoch {}; reload the map",
+                                           ToString(id), SlotOf(id), slot_map_.servers()[owner].id, options_.server_id, slot_map_.epoch());
+  status.SetPayload(kSlotMapEpochPayload, absl::Cord(std::to_string(slot_map_.epoch())));
+  return status;
+}
+
+absl::StatusOr<BlockRead> Shard::Read(BlockId id, int64_t newer_than) {
+  RETURN_IF_ERROR(CheckBlock(id));
+  {
+    absl::ReaderMutexLock lock(&views_mu_);
+    const auto it = views_.find(id);
+    if (it != views_.end()) return AnswerRead({it->second.version, it->second.crc32c, it->second.payload}, newer_than);
+  }
+  return newer_than >= 0 ? AnswerRead({}, newer_than) : AnswerRead(ReadUntouched(id), newer_than);
+}
+
+absl::StatusOr<BlockRead> Shard::ReadVersion(const std::string& name, BlockId id, int64_t newer_than) {
+  RETURN_IF_ERROR(CheckBlock(id));
+  ASSIGN_OR_RETURN(const CheckpointStore::Version version, checkpoints_->FindVersion(name));
+  if (const auto cached = version_payloads_.Get({name, id})) return AnswerRead(*cached, newer_than);
+  CachedPayload stored;
+  absl::Status decoded;
+  const absl::Status got = version.weights->Get(BlockKey(id), [&](absl::Span<const uint8_t> value) {
+    const absl::StatusOr<WeightsRecord> record = DecodeWeights(value, spec_.BlockBytes(id.level));
+    decoded = record.status();
+    if (!record.ok()) return;
+    Buffer payload = buffers_->Acquire(record->payload.size());
+    std::copy(record->payload.begin(), record->payload.end(), payload.data());
+    stored = {record->version, record->crc32c, buffers_->Share(std::move(payload))};
+  });
+  if (absl::IsNotFound(got)) return newer_than >= 0 ? AnswerRead({}, newer_than) : AnswerRead(ReadUntouched(id), newer_than);
+  const absl::Status status = got.ok() ? decoded : got;
+  if (!status.ok()) return Annotate(status, fmt::format("block {} of version {} in {}/versions", ToString(id), name, options_.data_directory));
+  version_payloads_.Put({name, id}, stored);
+  return AnswerRead(stored, newer_than);
+}
+
+BlockRead Shard::AnswerRead(const CachedPayload& payload, int64_t newer_than) {
+  if (newer_than >= 0 && payload.version <= static_cast<uint64_t>(newer_than)) return {payload.version, payload.crc32c, nullptr, true};
+  return {payload.version, payload.crc32c, payload.payload, false};
+}
+
+CachedPayload Shard::ReadUntouched(BlockId id) {
+  if (const auto cached = generated_.Get({"", id})) return *cached;
+  Buffer payload = buffers_->Acquire(spec_.BlockBytes(id.level));
+  InitBlockPayload(spec_, id, payload.span());
+  const uint32_t crc = Crc32c(payload.data(), payload.size());
+  const CachedPayload generated{0, crc, buffers_->Share(std::move(payload))};
+  generated_.Put({"", id}, generated);
+  return generated;
+}
+
+absl::Status Shard::WaitForStep(uint64_t min_step, absl::Time deadline) {
+  absl::MutexLock lock(&run_mu_);
+  const auto reached = [&]() ABSL_SHARED_LOCKS_REQUIRED(run_mu_) { return stopping_ || head_step_ >= min_step; };
+  if (!run_mu_.AwaitWithDeadline(absl::Condition(&reached), deadline))
+    return DeadlineExceeded("step {} was not applied within the deadline; the head of server \"{}\" is at step {}", min_step,
+                            options_.server_id, head_step_);
+  if (head_step_ >= min_step) return absl::OkStatus();
+  return Unavailable("server \"{}\" is shutting down", options_.server_id);
+}
+
+absl::Status Shard::CheckFreeSpace(uint64_t needed_bytes) const {
+  struct statvfs info;
+  if (::statvfs(options_.data_directory.c_str(), &info) != 0) return absl::ErrnoToStatus(errno, "statvfs " + options_.data_directory);
+  const uint64_t free_bytes = uint64_t{info.f_bavail} * info.f_frsize;
+  if (free_bytes >= options_.min_free_bytes + needed_bytes) return absl::OkStatus();
+  return ResourceExhausted("the file system of {} has {} bytes free, {} are needed and {} must stay free; free space and try again, reads go on",
+                           options_.data_directory, free_bytes, needed_bytes, options_.min_free_bytes);
+}
+
+}  // namespace membank

@@ -1,0 +1,346 @@
+// Runs, pushes and the two phases of a step. See shard.h.
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+
+#include "common/bank/block_init.h"
+#include "common/base/file.h"
+#include "common/base/status_macros.h"
+#include "memory_server/optimizer.h"
+#include "memory_server/shard.h"
+#include "memory_server/shard_state.h"
+#include "nlohmann/json.hpp"
+
+namespace membank {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr uint32_t kMaxWorldSize = 4096, kMaxStaleness = 1024;
+constexpr char kRunsFile[] = "/runs.json";  // {"<run id>": <highest epoch>}: fences outlive a crash
+
+absl::Status CheckSettings(const RunSettings& run) {
+  if (run.run_id.empty() || run.run_id.size() > 128)
+    return InvalidArgument("run id has {} characters, allowed 1..128", run.run_id.size());
+  if (run.epoch == 0) return InvalidArgument("run {}: epoch is 0, must be at least 1", run.run_id);
+  if (run.world_size < 1 || run.world_size > kMaxWorldSize)
+    return InvalidArgument("run {}: world size is {}, allowed 1..{}", run.run_id, run.world_size, kMaxWorldSize);
+  if (run.staleness > kMaxStaleness) return InvalidArgument("run {}: staleness is {}, allowed 0..{}", run.run_id, run.staleness, kMaxStaleness);
+  if (run.optimizer != OptimizerKind::kAdamW && run.optimizer != OptimizerKind::kSgd)
+    return InvalidArgument("run {}: optimizer {} is unknown, allowed AdamW, SGD", run.run_id, static_cast<int>(run.optimizer));
+  const auto is_decay = [](float beta) { return beta >= 0.0f && beta < 1.0f; };
+  if (!is_decay(run.beta1) || !is_decay(run.beta2))
+    return InvalidArgument("run {}: betas are {} and {}, must be in [0, 1)", run.run_id, run.beta1, run.beta2);
+  if (!(run.epsilon > 0.0f) || !std::isfinite(run.epsilon)) return InvalidArgument("run {}: epsilon is {}, must be positive", run.run_id, run.epsilon);
+  return absl::OkStatus();
+}
+
+absl::Status CheckParameters(const ApplyParameters& parameters) {
+  const std::pair<const char*, float> named[] = {
+      {"scale", parameters.scale}, {"learning rate", parameters.learning_rate}, {"weight decay", parameters.weight_decay}};
+  for (const auto& [name, value] : named)
+    if (!std::isfinite(value) || value < 0) return InvalidArgument("{} is {}, must be finite and not negative", name, value);
+  return absl::OkStatus();
+}
+
+Buffer Zeros(size_t bytes) {
+  Buffer buffer(bytes);
+  std::fill_n(buffer.data(), bytes, uint8_t{0});
+  return buffer;
+}
+
+float* Floats(Buffer& buffer) { return reinterpret_cast<float*>(buffer.data()); }
+
+}  // namespace
+
+// --- Runs --------------------------------------------------------------------------------------------------------------------------------
+
+absl::Status Shard::LoadRuns() {
+  const std::string path = options_.data_directory + kRunsFile;
+  if (!std::filesystem::exists(path)) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) return DataLoss("{} is damaged: not a JSON object", path);
+  absl::MutexLock lock(&run_mu_);
+  for (const auto& [run_id, epoch] : json.items()) {
+    if (!epoch.is_number_unsigned()) return DataLoss("{} is damaged: the epoch of run \"{}\" is {}", path, run_id, epoch.dump());
+    run_epochs_[run_id] = epoch.get<uint64_t>();
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<uint64_t> Shard::BeginRun(const RunSettings& settings) {
+  RETURN_IF_ERROR(CheckSettings(settings));
+  absl::MutexLock train(&train_mu_);
+  Json runs = Json::object();
+  {
+    absl::MutexLock lock(&run_mu_);
+    if (stopping_) return Unavailable("server \"{}\" is shutting down", options_.server_id);
+    if (run_active_ && settings == run_) return head_step_;
+    const auto known = run_epochs_.find(settings.run_id);
+    if (known != run_epochs_.end() && settings.epoch <= known->second)
+      return Aborted("run {} epoch {} is fenced: epoch {} was begun on server \"{}\"; begin a larger one", settings.run_id, settings.epoch,
+                     known->second, options_.server_id);
+    if (settings.first_step != head_step_ + 1)
+      return FailedPrecondition("run {} wants to begin with step {}, the head of server \"{}\" is at step {}; restore the checkpoint that the "
+                                "run goes on from",
+                                settings.run_id, settings.first_step, options_.server_id, head_step_);
+    for (const auto& [run_id, epoch] : run_epochs_) runs[run_id] = epoch;
+  }
+  // Only train_mu_ is held over the write: nobody else changes the runs meanwhile.
+  runs[settings.run_id] = settings.epoch;
+  RETURN_IF_ERROR(WriteFileAtomic(options_.data_directory + kRunsFile, runs.dump(1)));
+  absl::MutexLock lock(&run_mu_);
+  run_epochs_[settings.run_id] = settings.epoch;
+  run_ = settings;
+  run_active_ = true;
+  next_step_.assign(settings.world_size, settings.first_step);
+  DropPending();
+  return head_step_;
+}
+
+void Shard::DropPending() {
+  for (const auto& [step, pending] : pending_) pushed_bytes_ -= pending->bytes;
+  pending_.clear();
+  head_sum_of_squares_.reset();
+}
+
+absl::Status Shard::CheckRun(const StepId& step) const {
+  if (stopping_) return Unavailable("server \"{}\" is shutting down", options_.server_id);
+  const auto known = run_epochs_.find(step.run_id);
+  if (known != run_epochs_.end() && step.epoch < known->second)
+    return Aborted("run {} epoch {} is fenced by epoch {}", step.run_id, step.epoch, known->second);
+  if (!run_active_)
+    return FailedPrecondition("no run is active on server \"{}\" since its start or restore; begin run {} with an epoch above {}",
+                              options_.server_id, step.run_id, known == run_epochs_.end() ? 0 : known->second);
+  if (step.run_id != run_.run_id || step.epoch != run_.epoch)
+    return FailedPrecondition("run {} epoch {} was not begun on server \"{}\"; the active run is {} epoch {}", step.run_id, step.epoch,
+                              options_.server_id, run_.run_id, run_.epoch);
+  return absl::OkStatus();
+}
+
+// --- Pushes ------------------------------------------------------------------------------------------------------------------------------
+
+absl::StatusOr<PushOutcome> Shard::JudgePush(const StepId& step, uint32_t rank) const {
+  RETURN_IF_ERROR(CheckRun(step));
+  if (rank >= run_.world_size) return InvalidArgument("rank {} is not in run {}, allowed 0..{}", rank, run_.run_id, run_.world_size - 1);
+  if (step.step < run_.first_step) return PushOutcome::kStale;
+  if (step.step < next_step_[rank]) return PushOutcome::kDuplicate;
+  if (step.step > next_step_[rank])
+    return OutOfRange("rank {} pushes step {} of run {}, expected step {}", rank, step.step, run_.run_id, next_step_[rank]);
+  if (step.step > head_step_ + 1 + run_.staleness)
+    return OutOfRange("rank {} pushes step {} of run {}, expected at most step {}: the head is at step {} and the run's staleness is {}", rank,
+                      step.step, run_.run_id, head_step_ + 1 + run_.staleness, head_step_, run_.staleness);
+  return PushOutcome::kAccepted;
+}
+
+absl::StatusOr<std::unique_ptr<GradientPush>> Shard::BeginPush(const StepId& step, uint32_t rank) {
+  RETURN_IF_ERROR(CheckFreeSpace(0));
+  absl::MutexLock lock(&run_mu_);
+  ASSIGN_OR_RETURN(const PushOutcome outcome, JudgePush(step, rank));
+  return std::unique_ptr<GradientPush>(new GradientPush(this, step, rank, outcome));
+}
+
+absl::StatusOr<PushOutcome> Shard::FinishPush(GradientPush* push) {
+  absl::MutexLock lock(&run_mu_);
+  ASSIGN_OR_RETURN(const PushOutcome outcome, JudgePush(push->step_, push->rank_));  // again: the same push may have come on another stream
+  if (outcome != PushOutcome::kAccepted) return outcome;
+  std::unique_ptr<PendingStep>& pending = pending_[push->step_.step];
+  if (pending == nullptr) pending = std::make_unique<PendingStep>(run_.world_size);
+  pending->ranks[push->rank_] = std::move(push->gradients_);
+  pending->arrived[push->rank_] = true;
+  pending->bytes += std::exchange(push->reserved_bytes_, 0);
+  next_step_[push->rank_] = push->step_.step + 1;
+  return PushOutcome::kAccepted;
+}
+
+absl::Status Shard::CheckPushBudget(uint64_t bytes) const {
+  absl::MutexLock lock(&run_mu_);
+  if (pushed_bytes_ + bytes <= options_.push_budget_bytes) return absl::OkStatus();
+  return ResourceExhausted("{} bytes of gradients are held on server \"{}\", {} more would exceed its budget of {}; push again later",
+                           pushed_bytes_, options_.server_id, bytes, options_.push_budget_bytes);
+}
+
+void Shard::AddPushedBytes(int64_t bytes) {
+  absl::MutexLock lock(&run_mu_);
+  pushed_bytes_ += bytes;
+}
+
+GradientPush::~GradientPush() {
+  if (reserved_bytes_ > 0) shard_->AddPushedBytes(-static_cast<int64_t>(reserved_bytes_));
+}
+
+absl::Status GradientPush::CheckBlock(BlockId id, DType dtype, uint64_t bytes) const {
+  RETURN_IF_ERROR(shard_->CheckBlock(id));
+  if (dtype != DType::kF32 && dtype != DType::kBF16)
+    return InvalidArgument("gradient of block {} has dtype {}, allowed F32, BF16", ToString(id), DTypeName(dtype));
+  const uint64_t expected = shard_->spec().BlockElements(id.level) * DTypeBytes(dtype);
+  if (bytes != expected)
+    return InvalidArgument("gradient of block {} has {} bytes, must have {} ({} {} elements)", ToString(id), bytes, expected,
+                           shard_->spec().BlockElements(id.level), DTypeName(dtype));
+  if (gradients_.contains(id)) return InvalidArgument("block {} is twice in the push of rank {}", ToString(id), rank_);
+  return shard_->CheckPushBudget(bytes);
+}
+
+absl::Status GradientPush::AddBlock(BlockId id, DType dtype, Buffer bytes) {
+  if (outcome_ != PushOutcome::kAccepted) return absl::OkStatus();
+  if (error_.ok()) error_ = Add(id, dtype, std::move(bytes));
+  return error_;
+}
+
+absl::Status GradientPush::Add(BlockId id, DType dtype, Buffer bytes) {
+  RETURN_IF_ERROR(CheckBlock(id, dtype, bytes.size()));
+  const absl::Status finite = CheckFinite(dtype, bytes.span());
+  if (!finite.ok())
+    return Annotate(finite, fmt::format("block {} pushed by rank {} for step {}", ToString(id), rank_, step_.step));
+  shard_->AddPushedBytes(static_cast<int64_t>(bytes.size()));
+  reserved_bytes_ += bytes.size();
+  gradients_.emplace(id, Gradient{dtype, std::move(bytes)});
+  return absl::OkStatus();
+}
+
+absl::StatusOr<PushOutcome> GradientPush::Finish() {
+  RETURN_IF_ERROR(error_);
+  if (outcome_ != PushOutcome::kAccepted) return outcome_;
+  return shard_->FinishPush(this);
+}
+
+// --- The two phases of a step ------------------------------------------------------------------------------------------------------------
+
+std::string Shard::MissingRanks(uint64_t step) const {
+  std::vector<uint32_t> missing;
+  for (uint32_t rank = 0; rank < run_.world_size; ++rank)
+    if (next_step_[rank] <= step) missing.push_back(rank);
+  return fmt::format("{}", fmt::join(missing, ", "));
+}
+
+absl::Status Shard::WaitForRanks(const StepId& step, absl::Time deadline) {
+  absl::MutexLock lock(&run_mu_);
+  const auto decided = [&]() ABSL_SHARED_LOCKS_REQUIRED(run_mu_) {
+    if (!CheckRun(step).ok() || step.step <= head_step_) return true;
+    const auto it = pending_.find(step.step);
+    return step.step == head_step_ + 1 && it != pending_.end() && it->second->missing() == 0;
+  };
+  const bool in_time = run_mu_.AwaitWithDeadline(absl::Condition(&decided), deadline);
+  RETURN_IF_ERROR(CheckRun(step));
+  if (in_time) return absl::OkStatus();
+  if (step.step > head_step_ + 1)
+    return DeadlineExceeded("step {} of run {} waits for step {} to be applied", step.step, step.run_id, head_step_ + 1);
+  return DeadlineExceeded("step {} of run {} waits for pushes of ranks {} (of {}) on server \"{}\"", step.step, step.run_id,
+                          MissingRanks(step.step), run_.world_size, options_.server_id);
+}
+
+absl::StatusOr<double> Shard::PrepareStep(const StepId& step, absl::Time deadline) {
+  RETURN_IF_ERROR(WaitForRanks(step, deadline));
+  absl::MutexLock train(&train_mu_);
+  PendingStep* pending = nullptr;  // stays: only holders of train_mu_ drop or apply steps
+  {
+    absl::MutexLock lock(&run_mu_);
+    RETURN_IF_ERROR(CheckRun(step));
+    if (step.step == head_step_ && head_sum_of_squares_.has_value()) return *head_sum_of_squares_;
+    if (step.step <= head_step_)
+      return FailedPrecondition("step {} of run {} was applied before, the head is at step {}", step.step, step.run_id, head_step_);
+    const auto it = pending_.find(step.step);
+    if (step.step != head_step_ + 1 || it == pending_.end() || it->second->missing() > 0)
+      return Aborted("step {} of run {} was dropped while it was prepared", step.step, step.run_id);
+    pending = it->second.get();
+    if (pending->sum_of_squares.has_value()) return *pending->sum_of_squares;
+  }
+  // All ranks have arrived, so no push touches the step any more.
+  pending->sum = SumRanks(std::move(pending->ranks));
+  std::vector<const Gradient*> gradients;
+  for (const auto& [id, gradient] : pending->sum) gradients.push_back(&gradient);
+  std::vector<double> squares(gradients.size());
+  ParallelFor(pool_, gradients.size(), [&](size_t i) { squares[i] = SumOfSquares(*gradients[i]); });
+  double sum = 0;
+  for (double square : squares) sum += square;
+
+  absl::MutexLock lock(&run_mu_);
+  const uint64_t bytes = BytesOf(pending->sum);
+  pushed_bytes_ += bytes - pending->bytes;
+  pending->bytes = bytes;
+  pending->sum_of_squares = sum;
+  return sum;
+}
+
+absl::StatusOr<uint64_t> Shard::ApplyStep(const StepId& step, const ApplyParameters& parameters) {
+  RETURN_IF_ERROR(CheckParameters(parameters));
+  absl::MutexLock train(&train_mu_);
+  PendingStep* pending = nullptr;
+  RunSettings run;
+  {
+    absl::MutexLock lock(&run_mu_);
+    RETURN_IF_ERROR(CheckRun(step));
+    if (step.step <= head_step_) return head_step_;
+    const auto it = pending_.find(step.step);
+    if (it == pending_.end() || !it->second->sum_of_squares.has_value())
+      return FailedPrecondition("step {} of run {} was not prepared on server \"{}\", whose head is at step {}", step.step, step.run_id,
+                                options_.server_id, head_step_);
+    pending = it->second.get();
+    run = run_;
+  }
+  struct Work {
+    BlockId id;
+    TrainState* state;
+    const Gradient* gradient;
+  };
+  std::vector<Work> work;  // level by level, so the largest blocks come first
+  for (const auto& [id, gradient] : pending->sum) {
+    std::unique_ptr<TrainState>& state = states_[id];
+    if (state == nullptr) state = std::make_unique<TrainState>();
+    work.push_back({id, state.get(), &gradient});
+  }
+  ParallelFor(pool_, work.size(), [&](size_t i) { UpdateBlock(work[i].id, work[i].state, *work[i].gradient, run, step.step, parameters); });
+
+  std::unique_ptr<PendingStep> applied;  // freed after the lock
+  absl::MutexLock lock(&run_mu_);
+  const auto it = pending_.find(step.step);
+  applied = std::move(it->second);
+  pending_.erase(it);
+  pushed_bytes_ -= applied->bytes;
+  head_sum_of_squares_ = applied->sum_of_squares;
+  head_step_ = step.step;
+  return head_step_;
+}
+
+void Shard::UpdateBlock(BlockId id, TrainState* state, const Gradient& gradient, const RunSettings& run, uint64_t step,
+                        const ApplyParameters& parameters) {
+  const uint64_t elements = spec_.BlockElements(id.level), old_bytes = state->bytes();
+  View before;
+  {
+    absl::ReaderMutexLock lock(&views_mu_);
+    const auto it = views_.find(id);
+    if (it != views_.end()) before = it->second;
+  }
+  const bool untouched = before.payload == nullptr;
+  if (untouched && spec_.dtype == DType::kF32) before.payload = ReadUntouched(id).payload;
+  if (untouched && spec_.dtype == DType::kBF16) {
+    state->weights = Buffer(elements * sizeof(float));
+    InitBlock(spec_, id, absl::MakeSpan(Floats(state->weights), elements));
+  }
+  const bool adamw = run.optimizer == OptimizerKind::kAdamW;
+  if (adamw && state->m.size() == 0) {
+    state->m = Zeros(elements * sizeof(float));
+    state->v = Zeros(elements * sizeof(float));
+  }
+  if (adamw) ++state->adam_steps;
+
+  Buffer payload = buffers_->Acquire(spec_.BlockBytes(id.level));
+  BlockArrays arrays;
+  arrays.elements = elements;
+  arrays.payload_out = payload.data();
+  if (spec_.dtype == DType::kF32) arrays.payload_in = reinterpret_cast<const float*>(before.payload->data());
+  else arrays.weights = Floats(state->weights);
+  if (adamw) arrays.m = Floats(state->m), arrays.v = Floats(state->v);
+  const StepFactors factors = MakeStepFactors(run, parameters, state->adam_steps);
+  const uint32_t crc = adamw ? AdamWUpdate(factors, gradient, arrays) : SgdUpdate(factors, gradient, arrays);
+
+  const uint64_t payload_bytes = payload.size();
+  View after{step, crc, buffers_->Share(std::move(payload))};
+  absl::MutexLock lock(&views_mu_);  // readers wait for this swap only; the old payload goes with `before`, after the lock
+  std::swap(views_[id], after);
+  before.payload = std::move(after.payload);
+  state_bytes_ += state->bytes() - old_bytes + (untouched ? payload_bytes : 0);
+}
+
+}  // namespace membank
