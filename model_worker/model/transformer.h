@@ -70,11 +70,17 @@ struct RaggedBatch {
   MemoryBatch memory;       // rows in no group use the anchor alone
 };
 
+class Stack;
+
 class Transformer {
  public:
   // `train_anchor` sets requires_grad on the anchor's parameters; otherwise they are frozen and only memory gradients are computed.
+  // The weights' q, k, v and gate, up become slices of one tensor each: update them in place, do not replace them.
   Transformer(AnchorWeights weights, bool train_anchor);
+  ~Transformer();
+  Transformer(Transformer&&) noexcept;
 
+  // A malformed batch (segments that leave rows out, a full cache) throws c10::Error.
   // Final hidden states after the last norm [N, d]. Gradients flow when any MemoryGroup::gradient is defined or the anchor is trained.
   torch::Tensor Forward(const RaggedBatch& batch);
   // [n, d] -> [n, V], fp32.
@@ -84,16 +90,17 @@ class Transformer {
   torch::Tensor Loss(const torch::Tensor& hidden, const torch::Tensor& targets, double denominator = 0);
 
   KvCache NewCache(int64_t capacity) const;
-  const ModelConfig& config() const { return weights_.config; }
-  AnchorWeights& weights() { return weights_; }
+  const ModelConfig& config() const { return weights_->config; }
+  AnchorWeights& weights() { return *weights_; }
   torch::Dtype dtype() const { return dtype_; }
   torch::Device device() const { return device_; }
 
  private:
-  AnchorWeights weights_;
+  std::unique_ptr<AnchorWeights> weights_;
   bool train_anchor_;
   torch::Dtype dtype_;
   torch::Device device_;
+  std::unique_ptr<Stack> stack_;
 };
 
 }  // namespace membank

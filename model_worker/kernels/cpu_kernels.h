@@ -1,0 +1,71 @@
+// The loops of the model that are not matrix products, for CPUs, on raw pointers: no Torch here. Each table is compiled twice, for
+// x86-64-v3 (AVX2) and for AVX-512 with bf16, and chosen once at run time. Arithmetic is fp32 whatever the element type; every
+// result is rounded once. OpenMP threads of the process (at::set_num_threads sets them). Any thread; nothing fails: callers check shapes.
+// ops.h wraps these for tensors; reference.h says the same in plain ATen and is what the tests compare with.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace membank {
+
+// One run of query rows that continues a run of keys: query i sees keys [0, keys - queries + i]. Pointers are to elements of the table's
+// type; the heads of a row lie side by side in q, out and their gradients.
+struct AttentionSegment {
+  const void* q = nullptr;           // [queries, heads * dh], row stride q_stride
+  const void* k = nullptr;           // [keys, dh] per kv head: row stride k_stride, head stride kv_head_stride
+  const void* v = nullptr;
+  void* out = nullptr;               // [queries, heads * dh], row stride out_stride
+  float* log_sum = nullptr;          // [heads, queries]: log of the softmax denominators; null when no backward follows
+  int64_t queries = 0, keys = 0;
+  int64_t q_stride = 0, k_stride = 0, kv_head_stride = 0, out_stride = 0;
+  // Backward only: d_out as `out`; dq as `q`; dk and dv as `k` (written, not added to).
+  const void* d_out = nullptr;
+  void *dq = nullptr, *dk = nullptr, *dv = nullptr;
+};
+
+struct AttentionShape {
+  int64_t heads = 0, kv_heads = 0, head_dim = 0;
+};
+
+// A few rows that share a block's layer slice: out[row] += W3t^T (silu(W1 x[row]) * (W2 x[row])).
+struct MemoryRows {
+  const void* gate_up = nullptr;     // [2r, d]
+  const void* down = nullptr;        // [r, d]
+  int64_t begin = 0, end = 0;        // rows of x and out
+};
+
+struct CpuKernels {
+  const char* name;
+
+  // sum = x + addend (addend null: sum is not written and x is used); y = sum * inv_rms * weight. x, addend, sum, y [rows, d].
+  void (*rms_norm)(int64_t rows, int64_t d, const void* x, const void* addend, void* sum, const void* weight, float epsilon, void* y,
+                   float* inv_rms);
+  // dx = gradient of y through the norm + residual (null: none). d_weight [d] fp32 is added to when not null.
+  void (*rms_norm_backward)(int64_t rows, int64_t d, const void* dy, const void* x, const void* weight, const float* inv_rms,
+                            const void* residual, void* dx, float* d_weight);
+  // Rotates the first `heads` heads of each row in place. cos, sin [positions, dh/2] fp32; inverse turns back (the gradient).
+  void (*rope)(int64_t rows, int64_t heads, int64_t head_dim, int64_t stride, void* x, const int64_t* positions, const float* cos,
+               const float* sin, bool inverse);
+  // gate_up [rows, 2 * inner], h [rows, inner] = silu(gate) * up.
+  void (*swiglu)(int64_t rows, int64_t inner, const void* gate_up, void* h);
+  // d_gate_up from dh; h (not null) is computed again.
+  void (*swiglu_backward)(int64_t rows, int64_t inner, const void* gate_up, const void* dh, void* d_gate_up, void* h);
+  void (*attention)(const AttentionShape& shape, const std::vector<AttentionSegment>& segments);
+  void (*attention_backward)(const AttentionShape& shape, const std::vector<AttentionSegment>& segments);
+  // y [rows, out] = x [rows, in] w^T, w [out, in]; for few rows (memory-bound).
+  void (*linear)(int64_t rows, int64_t out, int64_t in, const void* x, const void* w, void* y);
+  void (*memory_ffn)(int64_t width, int64_t d, const void* x, void* out, const std::vector<MemoryRows>& groups);
+  // logits [rows, V] become scale * (softmax - one_hot(target)) when `gradient`; losses[row] = -log p(target), 0 where target is -100.
+  void (*cross_entropy)(int64_t rows, int64_t vocabulary, void* logits, const int64_t* targets, float scale, bool gradient, float* losses);
+  void (*accumulate)(int64_t n, const void* source, float* sum);   // sum += source
+};
+
+enum class KernelType : uint8_t { kF32, kBF16 };
+enum class KernelIsa : uint8_t { kAvx2, kAvx512 };
+
+bool Supported(KernelIsa isa);
+const CpuKernels& Kernels(KernelType type, KernelIsa isa);   // isa must be supported
+const CpuKernels& Kernels(KernelType type);                  // the best that this CPU has
+
+}  // namespace membank

@@ -1,0 +1,119 @@
+#include "model_worker/kernels/memory_ffn.h"
+
+#include "model_worker/kernels/cpu_kernels.h"
+#include "model_worker/kernels/ops.h"
+
+namespace membank {
+namespace {
+
+using Rows = std::vector<std::pair<int64_t, int64_t>>;
+
+constexpr int64_t kFewRows = 4;   // per group: up to here the fused kernel, which reads each block once per row
+
+int64_t Count(const Rows& rows) {
+  int64_t count = 0;
+  for (const auto& [begin, end] : rows) count += end - begin;
+  return count;
+}
+
+// The rows of x: a view when they are one range, else a copy.
+torch::Tensor Gather(const torch::Tensor& x, const Rows& rows) {
+  if (rows.size() == 1) return x.narrow(0, rows[0].first, rows[0].second - rows[0].first);
+  std::vector<torch::Tensor> parts;
+  parts.reserve(rows.size());
+  for (const auto& [begin, end] : rows) parts.push_back(x.narrow(0, begin, end - begin));
+  return torch::cat(parts, 0);
+}
+
+// out[rows] += a b. One range is accumulated by the product itself.
+void AddProduct(torch::Tensor& out, const Rows& rows, const torch::Tensor& a, const torch::Tensor& b) {
+  if (rows.size() == 1) {
+    torch::Tensor range = out.narrow(0, rows[0].first, rows[0].second - rows[0].first);
+    range.addmm_(a, b);
+    return;
+  }
+  const torch::Tensor product = torch::mm(a, b);
+  int64_t at = 0;
+  for (const auto& [begin, end] : rows) {
+    out.narrow(0, begin, end - begin).add_(product.narrow(0, at, end - begin));
+    at += end - begin;
+  }
+}
+
+void AddWeightGradient(torch::Tensor gradient, const torch::Tensor& dy, const torch::Tensor& x) {   // gradient += dy^T x
+  if (gradient.scalar_type() == x.scalar_type()) {
+    gradient.addmm_(dy.t(), x);
+  } else {
+    Accumulate(gradient, torch::mm(dy.t(), x));
+  }
+}
+
+bool FewRows(const torch::Tensor& x, const std::vector<MemoryFfnGroup>& groups) {
+  if (!x.is_cpu() || (x.scalar_type() != torch::kFloat && x.scalar_type() != torch::kBFloat16)) return false;
+  for (const MemoryFfnGroup& group : groups) {
+    if (Count(*group.rows) > kFewRows) return false;
+  }
+  return true;
+}
+
+void ForwardFewRows(const torch::Tensor& x, const std::vector<MemoryFfnGroup>& groups, torch::Tensor& out) {
+  std::vector<MemoryRows> raw;
+  for (const MemoryFfnGroup& group : groups) {
+    for (const auto& [begin, end] : *group.rows) raw.push_back({group.gate_up.data_ptr(), group.down.data_ptr(), begin, end});
+  }
+  const CpuKernels& kernels = Kernels(x.scalar_type() == torch::kFloat ? KernelType::kF32 : KernelType::kBF16);
+  kernels.memory_ffn(groups[0].down.size(0), x.size(1), x.data_ptr(), out.data_ptr(), raw);
+}
+
+}  // namespace
+
+MemoryFfnGroup MemoryFfnSlice(const torch::Tensor& block, const torch::Tensor& gradient, int64_t layer, int64_t width, int64_t hidden,
+                              const Rows& rows) {
+  const int64_t matrix = width * hidden, begin = layer * 3 * matrix;
+  const auto slice = [&](const torch::Tensor& flat, int64_t at, int64_t height) {
+    return flat.narrow(0, begin + at, height * hidden).view({height, hidden});
+  };
+  MemoryFfnGroup group;
+  group.gate_up = slice(block, 0, 2 * width);
+  group.down = slice(block, 2 * matrix, width);
+  if (gradient.defined()) {
+    group.d_gate_up = slice(gradient, 0, 2 * width);
+    group.d_down = slice(gradient, 2 * matrix, width);
+  }
+  group.rows = &rows;
+  return group;
+}
+
+void MemoryFfnForward(const torch::Tensor& x, const std::vector<MemoryFfnGroup>& groups, torch::Tensor& out,
+                      std::vector<torch::Tensor>* saved) {
+  if (groups.empty()) return;
+  if (saved == nullptr && FewRows(x, groups)) return ForwardFewRows(x, groups, out);
+  for (const MemoryFfnGroup& group : groups) {
+    if (group.rows->empty()) {
+      if (saved != nullptr) saved->emplace_back();
+      continue;
+    }
+    const torch::Tensor gate_up = torch::linear(Gather(x, *group.rows), group.gate_up);   // [n, 2r]
+    AddProduct(out, *group.rows, SwiGlu(gate_up), group.down);
+    if (saved != nullptr) saved->push_back(gate_up);
+  }
+}
+
+void MemoryFfnBackward(const torch::Tensor& d_out, const torch::Tensor& x, const std::vector<MemoryFfnGroup>& groups,
+                       const std::vector<torch::Tensor>& saved, torch::Tensor dx) {
+  for (size_t i = 0; i < groups.size(); ++i) {
+    const MemoryFfnGroup& group = groups[i];
+    if (group.rows->empty()) continue;
+    const torch::Tensor dy = Gather(d_out, *group.rows);                                   // [n, d]
+    const torch::Tensor dh = torch::linear(dy, group.down);                                // [n, r]
+    const bool wanted = group.d_down.defined();
+    const SwiGluGradient gradient = SwiGluBackward(saved[i], dh, wanted);
+    if (wanted) {
+      AddWeightGradient(group.d_gate_up, gradient.d_gate_up, Gather(x, *group.rows));
+      AddWeightGradient(group.d_down, gradient.h, dy);
+    }
+    if (dx.defined()) AddProduct(dx, *group.rows, gradient.d_gate_up, group.gate_up);
+  }
+}
+
+}  // namespace membank

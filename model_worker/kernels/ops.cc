@@ -1,0 +1,225 @@
+#include "model_worker/kernels/ops.h"
+
+#include <cstring>
+
+#include "model_worker/kernels/cpu_kernels.h"
+#include "model_worker/kernels/reference.h"
+
+namespace membank {
+namespace {
+
+constexpr int64_t kFewRows = 8;   // up to here our kernel beats oneDNN's product (measured: tests/bench/model)
+
+bool OnCpuKernels(const torch::Tensor& x) {
+  return x.is_cpu() && (x.scalar_type() == torch::kFloat || x.scalar_type() == torch::kBFloat16);
+}
+
+const CpuKernels& KernelsFor(const torch::Tensor& x) {
+  return Kernels(x.scalar_type() == torch::kFloat ? KernelType::kF32 : KernelType::kBF16);
+}
+
+void* Data(const torch::Tensor& x) { return x.defined() ? x.data_ptr() : nullptr; }
+
+// The gradient of reference operation `f` at `inputs`, for devices without our kernels.
+template <typename F>
+torch::autograd::variable_list ReferenceGradient(torch::autograd::variable_list inputs, const torch::Tensor& d_out, F f) {
+  torch::AutoGradMode on(true);
+  for (torch::Tensor& input : inputs) input = input.detach().requires_grad_();
+  return torch::autograd::grad({f(inputs)}, inputs, {d_out});
+}
+
+const uint8_t* At(const torch::Tensor& x, int64_t row, int64_t column) {
+  return static_cast<const uint8_t*>(x.data_ptr()) + (row * x.stride(0) + column) * x.element_size();
+}
+
+AttentionSegment SegmentOf(const torch::Tensor& qkv, const torch::Tensor& out, const Heads& shape, const AttentionRows& s) {
+  const auto [h, g, dh] = shape;
+  AttentionSegment segment;
+  segment.q = At(qkv, s.begin, 0);
+  segment.out = const_cast<uint8_t*>(At(out, s.begin, 0));
+  segment.queries = s.end - s.begin;
+  segment.q_stride = qkv.stride(0);
+  segment.out_stride = out.stride(0);
+  if (s.keys.defined()) {
+    segment.k = s.keys.data_ptr();
+    segment.v = s.values.data_ptr();
+    segment.keys = s.length;
+    segment.k_stride = s.keys.stride(1);
+    segment.kv_head_stride = s.keys.stride(0);
+  } else {
+    segment.k = At(qkv, s.begin, h * dh);
+    segment.v = At(qkv, s.begin, (h + g) * dh);
+    segment.keys = segment.queries;
+    segment.k_stride = qkv.stride(0);
+    segment.kv_head_stride = dh;
+  }
+  return segment;
+}
+
+}  // namespace
+
+torch::Tensor Linear(const torch::Tensor& x, const torch::Tensor& w) {
+  if (x.size(0) > kFewRows || !OnCpuKernels(x)) return torch::linear(x, w);
+  torch::Tensor y = torch::empty({x.size(0), w.size(0)}, x.options());
+  KernelsFor(x).linear(x.size(0), w.size(0), w.size(1), Data(x), Data(w), Data(y));
+  return y;
+}
+
+Normed RmsNorm(const torch::Tensor& x, const torch::Tensor& addend, const torch::Tensor& weight, double epsilon) {
+  if (!OnCpuKernels(x)) {
+    const torch::Tensor sum = addend.defined() ? x + addend : x;
+    return {sum, reference::RmsNorm(sum, weight, epsilon), torch::rsqrt(sum.to(torch::kFloat).pow(2).mean(-1) + epsilon)};
+  }
+  Normed result;
+  result.sum = addend.defined() ? torch::empty_like(x) : x;
+  result.y = torch::empty_like(x);
+  result.inv_rms = torch::empty({x.size(0)}, x.options().dtype(torch::kFloat));
+  KernelsFor(x).rms_norm(x.size(0), x.size(1), Data(x), Data(addend), Data(result.sum), Data(weight), static_cast<float>(epsilon),
+                         Data(result.y), result.inv_rms.data_ptr<float>());
+  return result;
+}
+
+torch::Tensor RmsNormBackward(const torch::Tensor& dy, const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& inv_rms,
+                              const torch::Tensor& residual, torch::Tensor d_weight) {
+  if (!OnCpuKernels(x)) {
+    const torch::Tensor wide = x.to(torch::kFloat), scale = inv_rms.unsqueeze(1), gradient = dy.to(torch::kFloat);
+    const torch::Tensor weighted = gradient * weight.to(torch::kFloat);
+    if (d_weight.defined()) d_weight.add_((gradient * wide * scale).sum(0));
+    torch::Tensor dx = scale * (weighted - wide * scale.pow(2) * (weighted * wide).mean(-1, true));
+    if (residual.defined()) dx = dx + residual;
+    return dx.to(x.scalar_type());
+  }
+  torch::Tensor dx = torch::empty_like(x);
+  KernelsFor(x).rms_norm_backward(x.size(0), x.size(1), Data(dy), Data(x), Data(weight), inv_rms.data_ptr<float>(), Data(residual),
+                                  Data(dx), d_weight.defined() ? d_weight.data_ptr<float>() : nullptr);
+  return dx;
+}
+
+RopeTable MakeRopeTable(int64_t positions, int64_t head_dim, double theta, torch::Dtype dtype, torch::Device device) {
+  const auto f32 = torch::TensorOptions(torch::kFloat);
+  const torch::Tensor exponent = torch::arange(0, head_dim, 2, torch::kLong).to(torch::kFloat) / static_cast<double>(head_dim);
+  const torch::Tensor inverse = 1.0 / torch::pow(torch::full({}, theta, f32), exponent);                     // [dh/2]
+  const torch::Tensor angle = torch::outer(torch::arange(positions, f32), inverse);                          // [P, dh/2]
+  const auto rounded = [&](const torch::Tensor& x) { return x.to(dtype).to(torch::kFloat).contiguous().to(device); };
+  return {rounded(angle.cos()), rounded(angle.sin())};
+}
+
+void Rope(torch::Tensor& x, int64_t heads, int64_t head_dim, const torch::Tensor& positions, const RopeTable& table, bool inverse) {
+  if (!OnCpuKernels(x)) {
+    const RopeTable turn{table.cos, inverse ? -table.sin : table.sin};
+    x.copy_(reference::Rope(x, heads, head_dim, positions, turn));
+    return;
+  }
+  KernelsFor(x).rope(x.size(0), heads, head_dim, x.stride(0), Data(x), positions.data_ptr<int64_t>(), table.cos.data_ptr<float>(),
+                     table.sin.data_ptr<float>(), inverse);
+}
+
+torch::Tensor SwiGlu(const torch::Tensor& gate_up) {
+  if (!OnCpuKernels(gate_up)) return reference::SwiGlu(gate_up);
+  torch::Tensor h = torch::empty({gate_up.size(0), gate_up.size(1) / 2}, gate_up.options());
+  KernelsFor(gate_up).swiglu(h.size(0), h.size(1), Data(gate_up), Data(h));
+  return h;
+}
+
+SwiGluGradient SwiGluBackward(const torch::Tensor& gate_up, const torch::Tensor& dh, bool want_h) {
+  if (!OnCpuKernels(gate_up)) {
+    const auto gradient = ReferenceGradient({gate_up}, dh, [](const auto& in) { return reference::SwiGlu(in[0]); });
+    return {gradient[0], want_h ? reference::SwiGlu(gate_up) : torch::Tensor()};
+  }
+  SwiGluGradient result{torch::empty_like(gate_up), want_h ? torch::empty_like(dh) : torch::Tensor()};
+  KernelsFor(gate_up).swiglu_backward(dh.size(0), dh.size(1), Data(gate_up), Data(dh), Data(result.d_gate_up), Data(result.h));
+  return result;
+}
+
+void AppendKeysAndValues(const torch::Tensor& qkv, const Heads& shape, const std::vector<AttentionRows>& segments) {
+  const auto [h, g, dh] = shape;
+  const size_t bytes = static_cast<size_t>(dh) * qkv.element_size();
+  for (const AttentionRows& s : segments) {
+    if (!s.keys.defined()) continue;
+    const int64_t rows = s.end - s.begin, first = s.length - rows;
+    if (!qkv.is_cpu()) {
+      const auto part = [&](int64_t column) {
+        return qkv.narrow(0, s.begin, rows).narrow(1, column, g * dh).reshape({rows, g, dh}).transpose(0, 1);
+      };
+      s.keys.narrow(1, first, rows).copy_(part(h * dh));
+      s.values.narrow(1, first, rows).copy_(part((h + g) * dh));
+      continue;
+    }
+    for (int64_t head = 0; head < g; ++head) {   // a memcpy per row: two ATen copies per layer and sequence cost more than a decode's attention
+      uint8_t* keys = static_cast<uint8_t*>(s.keys.data_ptr()) + (head * s.keys.size(1) + first) * bytes;
+      uint8_t* values = static_cast<uint8_t*>(s.values.data_ptr()) + (head * s.values.size(1) + first) * bytes;
+      for (int64_t row = 0; row < rows; ++row) {
+        std::memcpy(keys + row * bytes, At(qkv, s.begin + row, (h + head) * dh), bytes);
+        std::memcpy(values + row * bytes, At(qkv, s.begin + row, (h + g + head) * dh), bytes);
+      }
+    }
+  }
+}
+
+torch::Tensor Attention(const torch::Tensor& qkv, const Heads& shape, const std::vector<AttentionRows>& segments,
+                        std::vector<torch::Tensor>* log_sums) {
+  if (!OnCpuKernels(qkv)) {
+    if (log_sums != nullptr) log_sums->assign(segments.size(), torch::Tensor());
+    return reference::Attention(qkv, shape, segments);
+  }
+  torch::Tensor out = torch::empty({qkv.size(0), shape.heads * shape.head_dim}, qkv.options());
+  std::vector<AttentionSegment> raw;
+  raw.reserve(segments.size());
+  for (const AttentionRows& s : segments) {
+    raw.push_back(SegmentOf(qkv, out, shape, s));
+    if (log_sums == nullptr) continue;
+    log_sums->push_back(torch::empty({shape.heads, s.end - s.begin}, qkv.options().dtype(torch::kFloat)));
+    raw.back().log_sum = log_sums->back().data_ptr<float>();
+  }
+  KernelsFor(qkv).attention({shape.heads, shape.kv_heads, shape.head_dim}, raw);
+  return out;
+}
+
+torch::Tensor AttentionBackward(const torch::Tensor& qkv, const torch::Tensor& out, const torch::Tensor& d_out, const Heads& shape,
+                                const std::vector<AttentionRows>& segments, const std::vector<torch::Tensor>& log_sums) {
+  if (!OnCpuKernels(qkv)) {
+    return ReferenceGradient({qkv}, d_out, [&](const auto& in) { return reference::Attention(in[0], shape, segments); })[0];
+  }
+  const auto [h, g, dh] = shape;
+  torch::Tensor gradient = torch::empty_like(qkv);
+  std::vector<AttentionSegment> raw;
+  raw.reserve(segments.size());
+  for (size_t i = 0; i < segments.size(); ++i) {
+    const int64_t begin = segments[i].begin;
+    raw.push_back(SegmentOf(qkv, out, shape, segments[i]));
+    raw.back().log_sum = log_sums[i].data_ptr<float>();
+    raw.back().d_out = At(d_out, begin, 0);
+    raw.back().dq = const_cast<uint8_t*>(At(gradient, begin, 0));
+    raw.back().dk = const_cast<uint8_t*>(At(gradient, begin, h * dh));
+    raw.back().dv = const_cast<uint8_t*>(At(gradient, begin, (h + g) * dh));
+  }
+  KernelsFor(qkv).attention_backward({h, g, dh}, raw);
+  return gradient;
+}
+
+torch::Tensor CrossEntropy(torch::Tensor& logits, const torch::Tensor& targets, double scale, bool gradient) {
+  if (!OnCpuKernels(logits)) {
+    const torch::Tensor losses = reference::CrossEntropy(logits, targets);
+    if (gradient) {
+      const torch::Tensor counted = targets.ne(-100).unsqueeze(1);
+      torch::Tensor p = torch::softmax(logits.to(torch::kFloat), -1);
+      p.scatter_add_(1, targets.clamp_min(0).unsqueeze(1), torch::full({targets.size(0), 1}, -1.0, p.options()));
+      logits.copy_(p * counted * scale);
+    }
+    return losses;
+  }
+  torch::Tensor losses = torch::empty({logits.size(0)}, logits.options().dtype(torch::kFloat));
+  KernelsFor(logits).cross_entropy(logits.size(0), logits.size(1), Data(logits), targets.data_ptr<int64_t>(), static_cast<float>(scale),
+                                   gradient, losses.data_ptr<float>());
+  return losses;
+}
+
+void Accumulate(torch::Tensor sum, const torch::Tensor& source) {
+  if (!OnCpuKernels(source) || sum.scalar_type() != torch::kFloat || !sum.is_contiguous() || !source.is_contiguous()) {
+    sum.add_(source);
+    return;
+  }
+  KernelsFor(source).accumulate(source.numel(), Data(source), sum.data_ptr<float>());
+}
+
+}  // namespace membank

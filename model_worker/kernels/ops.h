@@ -1,0 +1,65 @@
+// The model's operations on tensors, forward and backward apart, outside autograd. On the CPU (fp32, bf16) they run the loops of
+// cpu_kernels.h; elsewhere the plain ATen of reference.h. All tensors contiguous unless a comment says otherwise; shapes are the caller's
+// promise (checked in debug). N rows, d hidden, h heads, g key-value heads, dh head size. One thread at a time per call; any thread.
+#pragma once
+
+#include <torch/torch.h>
+
+#include <vector>
+
+namespace membank {
+
+// y = x w^T, [N, in] x [out, in]. Few rows on the CPU take the memory-bound kernel.
+torch::Tensor Linear(const torch::Tensor& x, const torch::Tensor& w);
+
+struct Normed {
+  torch::Tensor sum;       // x + addend [N, d]; x itself without an addend
+  torch::Tensor y;         // norm(sum) * weight [N, d]
+  torch::Tensor inv_rms;   // [N] fp32
+};
+Normed RmsNorm(const torch::Tensor& x, const torch::Tensor& addend, const torch::Tensor& weight, double epsilon);
+// Gradient to x, plus `residual` when defined. d_weight ([d] fp32) is added to when defined.
+torch::Tensor RmsNormBackward(const torch::Tensor& dy, const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& inv_rms,
+                              const torch::Tensor& residual, torch::Tensor d_weight);
+
+// cos and sin of every position [P, dh/2], fp32, rounded to `dtype` as transformers does.
+struct RopeTable {
+  torch::Tensor cos, sin;
+};
+RopeTable MakeRopeTable(int64_t positions, int64_t head_dim, double theta, torch::Dtype dtype, torch::Device device);
+// In place on the first `heads` heads of x [N, any >= heads * dh]; positions [N] int64.
+void Rope(torch::Tensor& x, int64_t heads, int64_t head_dim, const torch::Tensor& positions, const RopeTable& table, bool inverse);
+
+torch::Tensor SwiGlu(const torch::Tensor& gate_up);   // [N, 2m] -> [N, m]
+// d_gate_up [N, 2m]; h [N, m] is filled again when `want_h`.
+struct SwiGluGradient {
+  torch::Tensor d_gate_up, h;
+};
+SwiGluGradient SwiGluBackward(const torch::Tensor& gate_up, const torch::Tensor& dh, bool want_h);
+
+struct Heads {
+  int64_t heads = 0, kv_heads = 0, head_dim = 0;
+};
+// Rows [begin, end) attend causally to `keys`/`values` [g, capacity, dh] up to `length` (a cache that already holds these rows), or, when
+// undefined, to their own keys and values in qkv.
+struct AttentionRows {
+  int64_t begin = 0, end = 0;
+  torch::Tensor keys, values;
+  int64_t length = 0;
+};
+// Copies the rows' keys and values from qkv to the ends of the segments' caches: positions [length - rows, length).
+void AppendKeysAndValues(const torch::Tensor& qkv, const Heads& shape, const std::vector<AttentionRows>& segments);
+// qkv [N, (h + 2g) * dh] -> [N, h * dh]. log_sums (one [h, rows] fp32 per segment) are filled when not null.
+torch::Tensor Attention(const torch::Tensor& qkv, const Heads& shape, const std::vector<AttentionRows>& segments,
+                        std::vector<torch::Tensor>* log_sums);
+// Gradient to qkv; segments without caches.
+torch::Tensor AttentionBackward(const torch::Tensor& qkv, const torch::Tensor& out, const torch::Tensor& d_out, const Heads& shape,
+                                const std::vector<AttentionRows>& segments, const std::vector<torch::Tensor>& log_sums);
+
+// Losses [n] fp32 of targets [n] (-100: 0). With `gradient`, logits [n, V] turn into scale * (softmax - one_hot) in place.
+torch::Tensor CrossEntropy(torch::Tensor& logits, const torch::Tensor& targets, double scale, bool gradient);
+
+// sum += source, where sum may be fp32 beside a bf16 source.
+void Accumulate(torch::Tensor sum, const torch::Tensor& source);
+
+}  // namespace membank

@@ -1,0 +1,170 @@
+#include "model_worker/model/transformer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "model_worker/kernels/ops.h"
+#include "model_worker/model/stack.h"
+
+namespace membank {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+struct TapeHolder : torch::CustomClassHolder {
+  Tape tape;
+  Stack* stack = nullptr;
+};
+
+// One node of the autograd graph for the whole stack of layers.
+struct StackFunction : torch::autograd::Function<StackFunction> {
+  static torch::Tensor forward(AutogradContext* ctx, Stack* stack, const RaggedBatch* batch, const variable_list& parameters) {
+    auto holder = c10::make_intrusive<TapeHolder>();
+    holder->stack = stack;
+    torch::Tensor hidden = stack->Forward(*batch, &holder->tape);
+    ctx->saved_data["tape"] = c10::IValue::make_capsule(holder);
+    ctx->saved_data["parameters"] = static_cast<int64_t>(parameters.size());
+    return hidden;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list d_out) {
+    const auto holder = c10::static_intrusive_pointer_cast<TapeHolder>(ctx->saved_data["tape"].toCapsule());
+    variable_list gradients = holder->stack->Backward(holder->tape, d_out[0]);
+    gradients.resize(static_cast<size_t>(ctx->saved_data["parameters"].toInt()));   // frozen: one stand-in without a gradient
+    gradients.insert(gradients.begin(), 2, torch::Tensor());                        // stack and batch
+    return gradients;
+  }
+};
+
+struct LossGradients {
+  torch::Tensor loss, d_hidden, d_head;
+};
+
+// Chunk by chunk: logits, softmax gradient in their place, products back.
+LossGradients ChunkedLoss(const torch::Tensor& hidden, const torch::Tensor& head, const torch::Tensor& targets, double scale,
+                          bool want_hidden, bool want_head) {
+  constexpr int64_t kLogits = int64_t{12} << 20;   // elements of logits at a time
+  const int64_t rows = hidden.size(0), vocabulary = head.size(0);
+  const int64_t chunk = std::clamp<int64_t>(kLogits / vocabulary, 16, 1024);
+  LossGradients result;
+  result.loss = torch::zeros({}, hidden.options().dtype(torch::kDouble));
+  if (want_hidden) result.d_hidden = torch::empty_like(hidden);
+  if (want_head) result.d_head = torch::zeros({vocabulary, head.size(1)}, head.options().dtype(torch::kFloat));
+  torch::Tensor buffer = torch::empty({std::min(chunk, rows), vocabulary}, hidden.options());   // one for all chunks: no new pages
+  for (int64_t first = 0; first < rows; first += chunk) {
+    const int64_t n = std::min(chunk, rows - first);
+    const torch::Tensor x = hidden.narrow(0, first, n);                              // [n, d]
+    torch::Tensor logits = buffer.narrow(0, 0, n);                                   // [n, V]
+    torch::mm_out(logits, x, head.t());
+    const bool gradient = want_hidden || want_head;
+    result.loss += CrossEntropy(logits, targets.narrow(0, first, n), scale, gradient).sum(torch::kDouble);
+    if (want_hidden) {
+      torch::Tensor d_x = result.d_hidden.narrow(0, first, n);
+      torch::mm_out(d_x, logits, head);
+    }
+    if (want_head) Accumulate(result.d_head, torch::mm(logits.t(), x));
+  }
+  result.loss = (result.loss * scale).to(torch::kFloat);
+  if (want_head) result.d_head = result.d_head.to(head.scalar_type());
+  return result;
+}
+
+struct LossFunction : torch::autograd::Function<LossFunction> {
+  static torch::Tensor forward(AutogradContext* ctx, const torch::Tensor& hidden, const torch::Tensor& head, const torch::Tensor& targets,
+                               double scale) {
+    LossGradients result = ChunkedLoss(hidden, head, targets, scale, hidden.requires_grad(), head.requires_grad());
+    ctx->saved_data["d_hidden"] = result.d_hidden;
+    ctx->saved_data["d_head"] = result.d_head;
+    return result.loss;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list d_loss) {
+    const auto scaled = [&](const char* name) {
+      const torch::Tensor gradient = ctx->saved_data[name].toTensor();
+      return gradient.defined() ? gradient.mul_(d_loss[0].to(gradient.scalar_type())) : gradient;
+    };
+    return {scaled("d_hidden"), scaled("d_head"), torch::Tensor(), torch::Tensor()};
+  }
+};
+
+bool WantsGradient(const RaggedBatch& batch) {
+  for (const MemoryLevel& level : batch.memory) {
+    for (const MemoryGroup& group : level.groups) {
+      if (group.gradient.defined()) return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+std::vector<std::pair<std::string, torch::Tensor>> AnchorWeights::Named() const {
+  std::vector<std::pair<std::string, torch::Tensor>> named{{"model.embed_tokens.weight", embedding}};
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const LayerWeights& l = layers[i];
+    const std::string prefix = "model.layers." + std::to_string(i) + ".";
+    named.emplace_back(prefix + "input_layernorm.weight", l.input_norm);
+    named.emplace_back(prefix + "self_attn.q_proj.weight", l.q);
+    named.emplace_back(prefix + "self_attn.k_proj.weight", l.k);
+    named.emplace_back(prefix + "self_attn.v_proj.weight", l.v);
+    named.emplace_back(prefix + "self_attn.o_proj.weight", l.o);
+    named.emplace_back(prefix + "post_attention_layernorm.weight", l.post_attention_norm);
+    named.emplace_back(prefix + "mlp.gate_proj.weight", l.gate);
+    named.emplace_back(prefix + "mlp.up_proj.weight", l.up);
+    named.emplace_back(prefix + "mlp.down_proj.weight", l.down);
+  }
+  named.emplace_back("model.norm.weight", final_norm);
+  if (!config.tied_head) named.emplace_back("lm_head.weight", head);
+  return named;
+}
+
+Transformer::Transformer(AnchorWeights weights, bool train_anchor)
+    : weights_(std::make_unique<AnchorWeights>(std::move(weights))),
+      train_anchor_(train_anchor),
+      dtype_(weights_->embedding.scalar_type()),
+      device_(weights_->embedding.device()),
+      stack_(std::make_unique<Stack>(*weights_, train_anchor)) {
+  if (!train_anchor) return;
+  for (const auto& [name, parameter] : weights_->Named()) torch::Tensor(parameter).set_requires_grad(true);
+  if (weights_->config.tied_head) weights_->head = weights_->embedding;
+}
+
+Transformer::~Transformer() = default;
+Transformer::Transformer(Transformer&&) noexcept = default;
+
+torch::Tensor Transformer::Forward(const RaggedBatch& batch) {
+  if (torch::GradMode::is_enabled() && (train_anchor_ || WantsGradient(batch))) {
+    variable_list parameters = train_anchor_ ? stack_->Parameters() : variable_list{torch::zeros({1}).set_requires_grad(true)};
+    return StackFunction::apply(stack_.get(), &batch, parameters);
+  }
+  torch::NoGradGuard no_grad;
+  return stack_->Forward(batch, nullptr);
+}
+
+torch::Tensor Transformer::Logits(const torch::Tensor& hidden) {
+  const bool graph = torch::GradMode::is_enabled() && (hidden.requires_grad() || weights_->head.requires_grad());
+  return (graph ? torch::linear(hidden, weights_->head) : Linear(hidden.contiguous(), weights_->head)).to(torch::kFloat);
+}
+
+torch::Tensor Transformer::Loss(const torch::Tensor& hidden, const torch::Tensor& targets, double denominator) {
+  if (denominator <= 0) denominator = std::max<double>(1.0, targets.ne(-100).sum().item<double>());
+  const torch::Tensor rows = hidden.contiguous(), labels = targets.contiguous();
+  if (torch::GradMode::is_enabled() && (hidden.requires_grad() || weights_->head.requires_grad())) {
+    return LossFunction::apply(rows, weights_->head, labels, 1.0 / denominator);
+  }
+  torch::NoGradGuard no_grad;
+  return ChunkedLoss(rows, weights_->head, labels, 1.0 / denominator, false, false).loss;
+}
+
+KvCache Transformer::NewCache(int64_t capacity) const {
+  const ModelConfig& c = weights_->config;
+  KvCache cache;
+  for (int64_t i = 0; i < c.layers; ++i) {
+    cache.keys.push_back(torch::empty({c.kv_heads, capacity, c.head_dim}, torch::TensorOptions(dtype_).device(device_)));
+    cache.values.push_back(torch::empty_like(cache.keys.back()));
+  }
+  return cache;
+}
+
+}  // namespace membank
