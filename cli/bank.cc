@@ -1,0 +1,215 @@
+#include "cli/bank.h"
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cli/command.h"
+#include "cli/connect.h"
+#include "common/bank/cluster_tree.h"
+#include "common/base/file.h"
+#include "common/base/status_macros.h"
+#include "model_worker/train/anchor_facts.h"
+#include "nlohmann/json.hpp"
+
+namespace membank {
+namespace {
+
+struct BankCommand {
+  MemoryServers servers;
+  bool json = false;
+  // create
+  std::string anchor, tree, dtype = "bf16", bank_id = "bank";
+  std::vector<uint32_t> widths;
+  uint64_t seed = 0;
+  // slots init
+  std::vector<std::string> slot_servers;
+  std::string output;
+  // publish
+  std::string checkpoint = "latest", version;
+};
+
+std::string Megabytes(uint64_t bytes) { return fmt::format("{:.1f} MB", bytes / 1e6); }
+
+// --- create --------------------------------------------------------------------------------------------------------------------------
+
+nlohmann::json SizesOf(const BankSpec& spec, uint64_t anchor_parameters) {
+  const uint64_t element = DTypeBytes(spec.dtype);
+  return {{"fetched_parameters", spec.FetchedElements()}, {"fetched_bytes", spec.FetchedElements() * element},
+          {"bank_parameters", spec.BankElements()}, {"bank_bytes", spec.BankElements() * element}, {"anchor_parameters", anchor_parameters}};
+}
+
+void PrintSizes(const BankSpec& spec, uint64_t anchor_parameters) {
+  const uint64_t element = DTypeBytes(spec.dtype), unit = uint64_t{3} * spec.layers * spec.hidden;
+  fmt::print("bank {}: ffn memory, k = {}, widths", spec.bank_id, spec.fan_out);
+  for (const uint32_t width : spec.widths) fmt::print(" {}", width);
+  fmt::print(", {} layers of width {}, {}\n", spec.layers, spec.hidden, DTypeName(spec.dtype));
+  fmt::print("  one unit of r     3 L d = {} parameters\n", unit);
+  for (uint32_t level = 1; level <= spec.depth(); ++level)
+    fmt::print("  level {:<2}          {} blocks of {}\n", level, spec.width(level) == 0 ? 0 : ClusterCount(spec.fan_out, level),
+               Megabytes(spec.BlockBytes(level)));
+  fmt::print("  fetched per path  {} parameters ({}), {:.1f} % of the anchor's {}\n", spec.FetchedElements(),
+             Megabytes(spec.FetchedElements() * element), 100.0 * spec.FetchedElements() / anchor_parameters, anchor_parameters);
+  fmt::print("  whole bank        {} parameters ({}); untouched blocks take no room\n", spec.BankElements(),
+             Megabytes(spec.BankElements() * element));
+  fmt::print("  hash              {}\n", spec.Hash());
+}
+
+absl::Status Create(const BankCommand& command) {
+  ASSIGN_OR_RETURN(const ClusterTree tree, ClusterTree::Load(command.tree));
+  if (command.widths.size() != tree.depth())
+    return InvalidArgument("--widths has {} numbers; the tree {} has {} levels: give one width per level (0 = level unused)",
+                           command.widths.size(), command.tree, tree.depth());
+  ASSIGN_OR_RETURN(const AnchorFacts anchor, ReadAnchorFacts(command.anchor));
+  BankSpec spec;
+  spec.bank_id = command.bank_id;
+  spec.fan_out = tree.fan_out();
+  spec.widths = command.widths;
+  spec.layers = anchor.layers;
+  spec.hidden = anchor.hidden;
+  ASSIGN_OR_RETURN(spec.dtype, ParseDType(command.dtype));
+  spec.seed = command.seed;
+  spec.anchor_fingerprint = anchor.fingerprint;
+  spec.tree_fingerprint = tree.Fingerprint();
+  RETURN_IF_ERROR(spec.Validate());
+  RETURN_IF_ERROR(WriteFileAtomic(command.output, spec.ToJson() + "\n"));
+  if (command.json) {
+    nlohmann::json json = SizesOf(spec, anchor.parameters);
+    json["spec"] = nlohmann::json::parse(spec.ToJson());
+    json["hash"] = spec.Hash();
+    fmt::print("{}\n", json.dump());
+    return absl::OkStatus();
+  }
+  PrintSizes(spec, anchor.parameters);
+  fmt::print("wrote {}\n", command.output);
+  return absl::OkStatus();
+}
+
+// --- slots init ----------------------------------------------------------------------------------------------------------------------
+
+absl::Status InitSlots(const BankCommand& command) {
+  std::vector<SlotServer> servers;
+  for (const std::string& text : command.slot_servers) {
+    const size_t equals = text.find('=');
+    if (equals == std::string::npos || equals == 0 || equals + 1 == text.size())
+      return InvalidArgument("--server is \"{}\"; expected ID=ADDRESS, as in m0=127.0.0.1:7101", text);
+    servers.push_back({text.substr(0, equals), text.substr(equals + 1)});
+  }
+  ASSIGN_OR_RETURN(const SlotMap map, SlotMap::Striped(servers));
+  RETURN_IF_ERROR(WriteFileAtomic(command.output, map.ToJson() + "\n"));
+  fmt::print("wrote {}: {} slots striped over {} servers, epoch {}\n", command.output, kSlots, servers.size(), map.epoch());
+  return absl::OkStatus();
+}
+
+// --- status, checkpoints, publish ----------------------------------------------------------------------------------------------------
+
+absl::Status ShowStatus(const BankCommand& command) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, command.servers.Connect());
+  ASSIGN_OR_RETURN(const BankStatus status, client->GetStatus());
+  if (command.json) {
+    const nlohmann::json json = {{"spec", nlohmann::json::parse(status.spec.ToJson())}, {"hash", status.spec.Hash()},
+                                 {"slot_map_epoch", status.slot_map_epoch}, {"head_step", status.head_step}, {"run_id", status.run_id},
+                                 {"run_epoch", status.run_epoch}, {"versions", status.versions}, {"touched_blocks", status.touched_blocks},
+                                 {"resident_bytes", status.resident_bytes}};
+    fmt::print("{}\n", json.dump());
+    return absl::OkStatus();
+  }
+  std::string versions;
+  for (const std::string& version : status.versions) versions += (versions.empty() ? "" : ", ") + version;
+  fmt::print("bank            {} (hash {})\n", status.spec.bank_id, status.spec.Hash());
+  if (command.servers.slot_map.empty()) {
+    for (const std::string& address : command.servers.servers) fmt::print("server          {}\n", address);
+  } else {
+    ASSIGN_OR_RETURN(const SlotMap map, SlotMap::Load(command.servers.slot_map));
+    for (const SlotServer& server : map.servers()) fmt::print("server          {} at {}\n", server.id, server.address);
+  }
+  fmt::print("slot map epoch  {}\n", status.slot_map_epoch);
+  fmt::print("head step       {}\n", status.head_step);
+  fmt::print("last run        {}\n", status.run_id.empty() ? "none" : fmt::format("{}, epoch {}", status.run_id, status.run_epoch));
+  fmt::print("versions        {}\n", versions.empty() ? "none published" : versions);
+  fmt::print("touched blocks  {}\n", status.touched_blocks);
+  fmt::print("resident        {}\n", Megabytes(status.resident_bytes));
+  return absl::OkStatus();
+}
+
+absl::Status ShowCheckpoints(const BankCommand& command) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, command.servers.Connect());
+  ASSIGN_OR_RETURN(const std::vector<CheckpointInfo> checkpoints, client->ListCheckpoints());
+  if (command.json) {
+    nlohmann::json json = nlohmann::json::array();
+    for (const CheckpointInfo& checkpoint : checkpoints)
+      json.push_back({{"id", checkpoint.id}, {"step", checkpoint.step}, {"committed", checkpoint.committed}});
+    fmt::print("{}\n", json.dump());
+    return absl::OkStatus();
+  }
+  if (checkpoints.empty()) fmt::print("no checkpoints\n");
+  for (const CheckpointInfo& checkpoint : checkpoints)
+    fmt::print("{:>10}  {:<9}  {}\n", checkpoint.step, checkpoint.committed ? "committed" : "prepared", checkpoint.id);
+  return absl::OkStatus();
+}
+
+absl::Status Publish(const BankCommand& command) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, command.servers.Connect());
+  std::string id = command.checkpoint;
+  if (id == "latest") {
+    ASSIGN_OR_RETURN(std::vector<CheckpointInfo> checkpoints, client->ListCheckpoints());
+    std::erase_if(checkpoints, [](const CheckpointInfo& checkpoint) { return !checkpoint.committed; });
+    auto latest = std::max_element(checkpoints.begin(), checkpoints.end(),
+                                   [](const CheckpointInfo& a, const CheckpointInfo& b) { return a.step < b.step; });
+    if (latest == checkpoints.end()) return absl::NotFoundError("the bank has no committed checkpoint; `membank train` writes them");
+    id = latest->id;
+  }
+  RETURN_IF_ERROR(client->Publish(id, command.version));
+  if (command.json) fmt::print("{}\n", nlohmann::json{{"checkpoint", id}, {"version", command.version}}.dump());
+  else fmt::print("published {} from checkpoint {}\n", command.version, id);
+  return absl::OkStatus();
+}
+
+// --- options -------------------------------------------------------------------------------------------------------------------------
+
+CLI::App* Add(CLI::App* parent, const char* name, const char* help, const std::shared_ptr<BankCommand>& command,
+              absl::Status (*run)(const BankCommand&)) {
+  CLI::App* app = parent->add_subcommand(name, help);
+  SetAction(app, [command, run] { return run(*command); });
+  return app;
+}
+
+void AddCreate(CLI::App* bank, const std::shared_ptr<BankCommand>& command) {
+  CLI::App* create = Add(bank, "create", "write the spec of a new bank beside an anchor and a cluster tree", command, Create);
+  create->add_option("--anchor", command->anchor, "Hugging Face directory or GGUF file")->required()->check(CLI::ExistingPath);
+  create->add_option("--tree", command->tree, "cluster tree; decides fan-out and depth")->required()->check(CLI::ExistingFile);
+  create->add_option("--widths", command->widths, "inner units r per level, as 256,64,16,0; 0 = level unused")->required()->delimiter(',');
+  create->add_option("--dtype", command->dtype, "of fetched weights: bf16 or fp32")->capture_default_str();
+  create->add_option("--seed", command->seed, "of the initial values")->capture_default_str();
+  create->add_option("--bank-id", command->bank_id, "name of the bank")->capture_default_str();
+  create->add_option("--output", command->output, "spec file to write, for membank-memory-server --bank-spec")->required();
+  create->add_flag("--json", command->json, "print spec, hash and sizes as one JSON object");
+}
+
+}  // namespace
+
+void AddBankCommand(CLI::App& app) {
+  auto command = std::make_shared<BankCommand>();
+  CLI::App* bank = app.add_subcommand("bank", "create a bank, see what it holds, publish it");
+  bank->require_subcommand(1);
+  AddCreate(bank, command);
+
+  CLI::App* slots = bank->add_subcommand("slots", "which server holds which blocks");
+  slots->require_subcommand(1);
+  CLI::App* init = Add(slots, "init", "write a slot map that stripes all blocks evenly", command, InitSlots);
+  init->add_option("--server", command->slot_servers, "ID=ADDRESS, once per server, as m0=127.0.0.1:7101")->required();
+  init->add_option("--output", command->output, "slot map file to write")->required();
+
+  CLI::App* status = Add(bank, "status", "spec, servers, head step, versions, bytes", command, ShowStatus);
+  CLI::App* checkpoints = Add(bank, "checkpoints", "checkpoints that every server has", command, ShowCheckpoints);
+  CLI::App* publish = Add(bank, "publish", "turn a committed checkpoint into an immutable version for serving", command, Publish);
+  publish->add_option("--checkpoint", command->checkpoint, "id of a committed checkpoint, or latest")->capture_default_str();
+  publish->add_option("--version", command->version, "name of the version")->required();
+  for (CLI::App* online : {status, checkpoints, publish}) {
+    command->servers.AddOptions(online);
+    online->add_flag("--json", command->json, "for scripts");
+  }
+}
+
+}  // namespace membank

@@ -1,0 +1,23 @@
+// The two ways a sub-command names the memory servers.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/statusor.h"
+#include "common/client/memory_client.h"
+
+namespace membank {
+
+struct MemoryServers {
+  std::string slot_map;
+  std::vector<std::string> servers;
+
+  // --slot-map FILE | --memory-servers a,b. Exactly one must be given.
+  void AddOptions(CLI::App* command);
+  absl::StatusOr<std::unique_ptr<MemoryClient>> Connect() const;
+};
+
+}  // namespace membank

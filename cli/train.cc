@@ -1,0 +1,111 @@
+#include "cli/train.h"
+
+#include <csignal>
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "cli/command.h"
+#include "cli/connect.h"
+#include "common/base/status_macros.h"
+#include "model_worker/train/trainer.h"
+#include "nlohmann/json.hpp"
+
+namespace membank {
+namespace {
+
+std::atomic<bool> stop_requested{false};
+
+// The first signal finishes the step and checkpoints; a second one ends the process as usual.
+void RequestStop(int signal) {
+  stop_requested.store(true);
+  std::signal(signal, SIG_DFL);
+}
+
+struct TrainCommand {
+  TrainOptions options;
+  MemoryServers servers;
+  std::string dtype = "bf16";
+};
+
+const std::map<std::string, TrainMode> kModes = {{"frozen", TrainMode::kFrozen}, {"cotrain", TrainMode::kCotrain}};
+const std::map<std::string, bool> kResume = {{"auto", true}, {"never", false}};
+const std::map<std::string, bool> kSwitch = {{"on", true}, {"off", false}};
+
+absl::Status RunTrain(const TrainCommand& command) {
+  TrainOptions options = command.options;
+  ASSIGN_OR_RETURN(options.dtype, ParseDType(command.dtype));
+  ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, command.servers.Connect());
+  std::signal(SIGINT, RequestStop);
+  std::signal(SIGTERM, RequestStop);
+  ASSIGN_OR_RETURN(const TrainSummary summary, Train(options, *client, stop_requested));
+  fmt::print("{}\n", summary.ToJson().dump());
+  if (!summary.finished())
+    fmt::print(stderr, "stopped after step {} of {}; checkpoint {} is written. The same command with --output {} goes on from there.\n",
+               summary.steps_done, summary.steps, summary.checkpoint, summary.run_directory);
+  return absl::OkStatus();
+}
+
+void AddWhatAndWhere(CLI::App* app, TrainCommand* command) {
+  TrainOptions& o = command->options;
+  app->add_option("--anchor", o.anchor_path, "Hugging Face directory or GGUF file of the anchor")->required()->check(CLI::ExistingPath);
+  app->add_option("--corpus", o.corpus_path, "directory that `membank corpus build` wrote")->required()->check(CLI::ExistingDirectory);
+  app->add_option("--output", o.output, "run directory: log.jsonl, loss.svg, checkpoints/")->required();
+  command->servers.AddOptions(app);
+  app->add_option("--resume", o.resume, "auto: continue the run in --output from its newest checkpoint; never: --output must hold no run")
+      ->transform(CLI::CheckedTransformer(kResume))->default_str("auto");
+}
+
+void AddRecipe(CLI::App* app, TrainCommand* command) {
+  TrainOptions& o = command->options;
+  app->add_option("--mode", o.mode, "frozen: only the bank learns; cotrain: the anchor learns with it")
+      ->transform(CLI::CheckedTransformer(kModes))->default_str("frozen");
+  auto* length = app->add_option_group("length", "how long");
+  length->add_option("--steps", o.steps, "optimizer steps");
+  length->add_option("--epochs", o.epochs, "passes over the corpus, rounded up to whole steps");
+  length->require_option(1);
+  app->add_option("--batch-sequences", o.batch_sequences, "sequences of one step")->capture_default_str();
+  app->add_option("--micro-batch-sequences", o.micro_batch_sequences, "sequences of one forward pass, 0 = all: less memory, the same step")
+      ->capture_default_str();
+  app->add_option("--learning-rate", o.learning_rate, "of the blocks, after the warm-up")->capture_default_str();
+  app->add_option("--min-learning-rate", o.min_learning_rate, "at the end of the cosine")->capture_default_str();
+  app->add_option("--anchor-learning-rate", o.anchor_learning_rate, "co-training: of the anchor, same schedule (default: --learning-rate)");
+  app->add_option("--warmup-steps", o.warmup_steps, "linear warm-up")->capture_default_str();
+  app->add_option("--weight-decay", o.weight_decay, "decoupled; on the blocks of a step and on a co-trained anchor")->capture_default_str();
+  app->add_option("--clip", o.clip, "largest global norm of the gradient, memory and anchor together; 0 = off")->capture_default_str();
+  app->add_option("--generic-probability", o.generic_probability,
+                  "a sequence learns the generic memory instead of its path with this probability (default: 1/(k+1), the paper's)");
+  app->add_flag("--generic-control", o.generic_control,
+                "after every step train the generic memory on the same sequences as a second, separate update: the control then sees "
+                "exactly as many tokens as the bank (twice the compute; frozen anchor only)");
+  app->add_option("--dtype", command->dtype, "bf16 or fp32: activations, blocks, pushed gradients")->capture_default_str();
+  app->add_option("--seed", o.seed, "order of the sequences and choice of the generic ones")->capture_default_str();
+}
+
+void AddRunning(CLI::App* app, TrainCommand* command) {
+  TrainOptions& o = command->options;
+  app->add_option("--staleness", o.staleness, "0: exact. 1: a step may compute before the one in front of it is applied; not reproducible")
+      ->capture_default_str();
+  app->add_option("--checkpoint-every", o.checkpoint_every, "steps; 0 = only at the start and the end")->capture_default_str();
+  app->add_option("--keep-checkpoints", o.keep_checkpoints, "older ones are deleted, here and at the servers")->capture_default_str();
+  app->add_option("--log-every", o.log_every, "steps between lines of log.jsonl")->capture_default_str();
+  app->add_option("--threads", o.threads, "compute threads, 0 = one per core")->capture_default_str();
+  app->add_option("--cache-bytes", o.cache_bytes, "blocks kept on this worker")->transform(CLI::AsSizeValue(false))->capture_default_str();
+  app->add_option("--prefetch", o.prefetch, "on: the next step's blocks come while this one computes; off: for comparison, same result")
+      ->transform(CLI::CheckedTransformer(kSwitch))->default_str("on");
+}
+
+}  // namespace
+
+void AddTrainCommand(CLI::App& app) {
+  CLI::App* train = app.add_subcommand("train", "learn a corpus into a bank, beside a frozen or a co-trained anchor");
+  auto command = std::make_shared<TrainCommand>();
+  AddWhatAndWhere(train, command.get());
+  AddRecipe(train, command.get());
+  AddRunning(train, command.get());
+  SetAction(train, [command] { return RunTrain(*command); });
+}
+
+}  // namespace membank

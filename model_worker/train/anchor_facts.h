@@ -1,0 +1,20 @@
+// What a bank spec says about its anchor, for programs that do not see Torch (`membank bank create`). Pure function.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/statusor.h"
+
+namespace membank {
+
+struct AnchorFacts {
+  uint32_t layers = 0, hidden = 0;
+  uint64_t parameters = 0;      // a tied head counts once
+  std::string fingerprint;
+};
+
+// Reads the whole anchor: its fingerprint covers the weights.
+absl::StatusOr<AnchorFacts> ReadAnchorFacts(const std::string& path);
+
+}  // namespace membank

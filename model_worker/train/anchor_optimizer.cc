@@ -1,0 +1,88 @@
+#include "model_worker/train/anchor_optimizer.h"
+
+#include <ATen/ops/_fused_adamw.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "common/base/status_macros.h"
+#include "common/tensors/safetensors.h"
+
+namespace membank {
+
+AnchorOptimizer::AnchorOptimizer(std::vector<std::pair<std::string, torch::Tensor>> parameters, double beta1, double beta2, double epsilon)
+    : steps_(torch::zeros({}, torch::kFloat)), beta1_(beta1), beta2_(beta2), epsilon_(epsilon) {
+  torch::NoGradGuard no_grad;
+  for (auto& [name, parameter] : parameters) {
+    State state;
+    state.name = name;
+    state.parameter = parameter;
+    state.weights = parameter.scalar_type() == torch::kFloat ? parameter.detach() : parameter.detach().to(torch::kFloat);
+    state.first = torch::zeros_like(state.weights);
+    state.second = torch::zeros_like(state.weights);
+    states_.push_back(std::move(state));
+  }
+}
+
+double AnchorOptimizer::SumOfSquares() const {
+  torch::NoGradGuard no_grad;
+  double sum = 0;
+  for (const State& state : states_)
+    if (state.parameter.grad().defined()) sum += state.parameter.grad().to(torch::kFloat).square().sum(torch::kDouble).item<double>();
+  return sum;
+}
+
+void AnchorOptimizer::Step(double scale, double learning_rate, double weight_decay) {
+  torch::NoGradGuard no_grad;
+  std::vector<torch::Tensor> weights, gradients, first, second, steps;
+  for (State& state : states_) {
+    if (!state.parameter.grad().defined()) continue;
+    weights.push_back(state.weights);
+    gradients.push_back(state.parameter.grad().to(torch::kFloat));
+    if (scale != 1.0) gradients.back().mul_(scale);
+    first.push_back(state.first);
+    second.push_back(state.second);
+    steps.push_back(steps_);
+  }
+  steps_.add_(1);
+  at::_fused_adamw_(weights, gradients, first, second, /*max_exp_avg_sqs=*/{}, steps, learning_rate, beta1_, beta2_, weight_decay, epsilon_,
+                    /*amsgrad=*/false, /*maximize=*/false);
+  for (State& state : states_) {
+    if (!state.parameter.grad().defined()) continue;
+    if (state.parameter.scalar_type() != torch::kFloat) state.parameter.copy_(state.weights);
+    state.parameter.mutable_grad() = torch::Tensor();
+  }
+}
+
+std::vector<std::pair<std::string, torch::Tensor>> AnchorOptimizer::Tensors() const {
+  std::vector<std::pair<std::string, torch::Tensor>> tensors = {{"steps", steps_.reshape({1})}};
+  for (const State& state : states_) {
+    tensors.emplace_back(state.name + ".first", state.first);
+    tensors.emplace_back(state.name + ".second", state.second);
+    if (state.parameter.scalar_type() != torch::kFloat) tensors.emplace_back(state.name + ".master", state.weights);
+  }
+  return tensors;
+}
+
+absl::Status AnchorOptimizer::Save(const std::string& path) const {
+  std::vector<TensorView> views;
+  const auto tensors = Tensors();
+  for (const auto& [name, tensor] : tensors) {
+    if (!tensor.is_contiguous()) return Internal("optimizer state {} is not contiguous", name);
+    views.push_back({name, DType::kF32, tensor.sizes().vec(), {static_cast<const uint8_t*>(tensor.data_ptr()), tensor.nbytes()}});
+  }
+  return WriteSafetensors(path, views, {});
+}
+
+absl::Status AnchorOptimizer::Load(const std::string& path) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsFile> file, SafetensorsFile::Open(path));
+  for (auto& [name, tensor] : Tensors()) {
+    ASSIGN_OR_RETURN(const TensorView view, file->Find(name));
+    if (view.dtype != DType::kF32 || view.bytes.size() != tensor.nbytes())
+      return DataLoss("{}: {} has {} bytes of {}; expected {} bytes of F32", path, name, view.bytes.size(), DTypeName(view.dtype), tensor.nbytes());
+    std::memcpy(tensor.data_ptr(), view.bytes.data(), view.bytes.size());
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace membank

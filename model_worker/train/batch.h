@@ -1,0 +1,51 @@
+// From samples to what the model runs: the sequences of one update, the distinct blocks they use, and micro-batches of rows grouped by
+// block. Documents become segments, so attention stays inside a document and no target crosses its end (mission/paper.md section 5).
+// Values and pure functions; one thread at a time.
+#pragma once
+
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/types/span.h"
+#include "common/bank/bank_spec.h"
+#include "common/corpus/packed.h"
+#include "model_worker/memory/block_cache.h"
+#include "model_worker/model/transformer.h"
+
+namespace membank {
+
+struct TrainSequence {
+  uint64_t index = 0;      // in the corpus
+  BlockPath path;          // or the generic memory
+  PackedSequence data;
+};
+
+// One optimizer update. Sequences are sorted by path, generic ones first: rows of one block lie together and a micro-batch touches few blocks.
+struct TrainBatch {
+  uint64_t step = 0;          // of the run, from 1
+  uint64_t server_step = 0;   // of the bank
+  bool control = false;       // the generic memory's own pass
+  std::vector<TrainSequence> sequences;
+  std::vector<BlockId> blocks;                         // distinct, ascending
+  absl::flat_hash_map<BlockId, size_t> block_index;    // into `blocks`
+  uint64_t tokens = 0, targets = 0, generic_targets = 0;
+};
+
+// Sorts the sequences and fills the derived members.
+void FinishBatch(const BankSpec& spec, TrainBatch* batch);
+
+// Tokens that have a successor in their document.
+uint64_t CountTargets(const PackedSequence& sequence);
+
+// Sequences [begin, end) of a batch as rows. `targets` holds the next token, -100 where there is none; the rows before `generic_rows`
+// belong to sequences with the generic memory. `values` and `gradients` (fp32, or undefined) go with batch.blocks.
+struct MicroBatch {
+  RaggedBatch rows;
+  torch::Tensor targets;
+  int64_t generic_rows = 0;
+};
+MicroBatch MakeMicroBatch(const BankSpec& spec, const TrainBatch& batch, size_t begin, size_t end, absl::Span<const BlockHandle> values,
+                          absl::Span<const torch::Tensor> gradients);
+
+}  // namespace membank

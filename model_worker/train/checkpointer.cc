@@ -1,0 +1,59 @@
+#include "model_worker/train/checkpointer.h"
+
+#include <filesystem>
+
+#include "common/base/file.h"
+#include "common/base/log.h"
+#include "common/base/status_macros.h"
+#include "model_worker/model/weights.h"
+
+namespace membank {
+
+Checkpointer::Checkpointer(MemoryClient* client, const RunDirectory* directory, const RunIdentity& identity, nlohmann::json description,
+                           uint32_t keep, std::string anchor_path)
+    : client_(client), directory_(directory), identity_(identity), description_(std::move(description)), keep_(keep),
+      anchor_path_(std::move(anchor_path)) {}
+
+absl::StatusOr<std::string> Checkpointer::Write(uint64_t step, uint64_t server_step, const AnchorWeights& anchor,
+                                                const AnchorOptimizer* optimizer) {
+  const std::string id = fmt::format("{}-e{:04}-s{:08}", identity_.run_id, identity_.epoch, step);
+  const std::string path = directory_->CheckpointPath(id);
+  RETURN_IF_ERROR(client_->PrepareCheckpoint(id, server_step));
+  // Step 0 is the anchor as --anchor has it.
+  absl::Status written = MakeDirectories(path);
+  if (written.ok() && optimizer != nullptr && step > 0) written = WriteAnchor(path, anchor, *optimizer);
+  if (written.ok()) written = directory_->Commit({id, step, server_step, description_});
+  if (!written.ok()) {
+    const absl::Status aborted = client_->AbortCheckpoint(id);
+    if (!aborted.ok()) LOG_WARN("aborting checkpoint {} failed, too: {}", id, aborted.ToString());
+    return Annotate(written, fmt::format("checkpoint {}", id));
+  }
+  RETURN_IF_ERROR(client_->CommitCheckpoint(id));
+  RETURN_IF_ERROR(DeleteOld());
+  return id;
+}
+
+absl::Status Checkpointer::WriteAnchor(const std::string& path, const AnchorWeights& anchor, const AnchorOptimizer& optimizer) const {
+  const std::string directory = path + kAnchorDirectory;
+  RETURN_IF_ERROR(SaveAnchor(anchor, directory));
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"}) {
+    const std::string source = anchor_path_ + "/" + name;
+    if (!std::filesystem::exists(source)) continue;
+    ASSIGN_OR_RETURN(const std::string contents, ReadFile(source));
+    RETURN_IF_ERROR(WriteFileAtomic(directory + "/" + name, contents));
+  }
+  return optimizer.Save(path + kAnchorOptimizerFile);
+}
+
+absl::Status Checkpointer::DeleteOld() const {
+  ASSIGN_OR_RETURN(const std::vector<RunCheckpoint> checkpoints, directory_->Checkpoints());
+  for (size_t i = 0; i + keep_ < checkpoints.size(); ++i) {
+    const std::string& id = checkpoints[i].id;
+    RETURN_IF_ERROR(directory_->Uncommit(id));
+    RETURN_IF_ERROR(client_->DeleteCheckpoint(id));
+    RETURN_IF_ERROR(directory_->RemoveFiles(id));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace membank

@@ -1,0 +1,23 @@
+// Forward and backward of one update in micro-batches. The loss is the mean over all target tokens of the whole update, so any number of
+// micro-batches gives the same gradient (up to the order of fp32 sums). One thread.
+#pragma once
+
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "model_worker/train/batch.h"
+
+namespace membank {
+
+struct UpdateResult {
+  double loss = 0;                          // mean over all targets
+  double fetched_loss = 0, generic_loss = 0; // means over the targets of each kind; 0 where there are none
+  std::vector<torch::Tensor> gradients;     // of batch.blocks, flat, fp32
+};
+
+// Gradients of a trained anchor are added to its parameters' .grad(). A loss that is not finite is FAILED_PRECONDITION naming the step
+// and the corpus indices of its sequences; nothing was pushed then.
+absl::StatusOr<UpdateResult> RunUpdate(Transformer& model, const BankSpec& spec, const TrainBatch& batch,
+                                       absl::Span<const BlockHandle> blocks, uint32_t micro_batch_sequences);
+
+}  // namespace membank

@@ -1,0 +1,114 @@
+#include "model_worker/train/options.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "common/base/status_macros.h"
+#include "nlohmann/json.hpp"
+
+namespace membank {
+namespace {
+
+absl::Status CheckRange(const char* name, double value, double low, double high) {
+  if (!(value >= low && value <= high)) return InvalidArgument("--{} is {}; allowed: {} to {}", name, value, low, high);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status TrainOptions::ResolveSteps(uint64_t corpus_sequences) {
+  if ((steps > 0) == (epochs > 0)) return InvalidArgument("--steps is {} and --epochs is {}; give exactly one of them, above 0", steps, epochs);
+  if (epochs > 0) steps = static_cast<uint64_t>(std::ceil(epochs * static_cast<double>(corpus_sequences) / std::max<uint32_t>(batch_sequences, 1)));
+  epochs = 0;
+  return absl::OkStatus();
+}
+
+absl::Status TrainOptions::Validate() const {
+  if (anchor_path.empty()) return absl::InvalidArgumentError("--anchor is empty; give a Hugging Face directory or a GGUF file");
+  if (corpus_path.empty()) return absl::InvalidArgumentError("--corpus is empty; give the directory that `membank corpus` wrote");
+  if (output.empty()) return absl::InvalidArgumentError("--output is empty; give the directory of the run");
+  RETURN_IF_ERROR(CheckRange("steps", steps, 1, 1e9));
+  RETURN_IF_ERROR(CheckRange("batch-sequences", batch_sequences, 1, 1 << 20));
+  RETURN_IF_ERROR(CheckRange("micro-batch-sequences", micro_batch_sequences, 0, batch_sequences));
+  RETURN_IF_ERROR(CheckRange("learning-rate", learning_rate, 0, 1));
+  RETURN_IF_ERROR(CheckRange("min-learning-rate", min_learning_rate, 0, learning_rate));
+  if (anchor_learning_rate > 1) return InvalidArgument("--anchor-learning-rate is {}; allowed: 0 to 1", anchor_learning_rate);
+  if (anchor_learning_rate >= 0 && mode == TrainMode::kFrozen)
+    return absl::InvalidArgumentError("--anchor-learning-rate needs --mode cotrain; the anchor is frozen");
+  RETURN_IF_ERROR(CheckRange("warmup-steps", warmup_steps, 0, steps - 1));
+  RETURN_IF_ERROR(CheckRange("weight-decay", weight_decay, 0, 10));
+  RETURN_IF_ERROR(CheckRange("clip", clip, 0, 1e9));
+  if (generic_probability > 1) return InvalidArgument("--generic-probability is {}; allowed: 0 to 1", generic_probability);
+  if (generic_control && mode == TrainMode::kCotrain)
+    return absl::InvalidArgumentError("--generic-control needs --mode frozen: a second pass would train the anchor on the control too; "
+                                      "use --generic-probability when co-training");
+  if (generic_control && generic_probability > 0)
+    return InvalidArgument("--generic-control already gives the generic memory every sequence; --generic-probability {} does not go "
+                           "with it, leave one out", generic_probability);
+  if (dtype != DType::kF32 && dtype != DType::kBF16)
+    return InvalidArgument("--dtype is {}; allowed: bf16, fp32", DTypeName(dtype));
+  RETURN_IF_ERROR(CheckRange("staleness", staleness, 0, 1));
+  RETURN_IF_ERROR(CheckRange("keep-checkpoints", keep_checkpoints, 1, 1e6));
+  RETURN_IF_ERROR(CheckRange("log-every", log_every, 1, 1e9));
+  RETURN_IF_ERROR(CheckRange("threads", threads, 0, 1024));
+  return absl::OkStatus();
+}
+
+double TrainOptions::EffectiveGenericProbability(uint32_t fan_out) const {
+  if (generic_control) return 0;
+  return generic_probability < 0 ? 1.0 / (fan_out + 1.0) : generic_probability;
+}
+
+nlohmann::json DescribeRun(const TrainOptions& o, const RunFacts& facts, uint32_t fan_out) {
+  nlohmann::json run = {
+      {"mode", o.mode == TrainMode::kFrozen ? "frozen" : "cotrain"},
+      {"steps", o.steps},
+      {"batch-sequences", o.batch_sequences},
+      {"micro-batch-sequences", o.micro_batch_sequences},
+      {"learning-rate", o.learning_rate},
+      {"min-learning-rate", o.min_learning_rate},
+      {"warmup-steps", o.warmup_steps},
+      {"weight-decay", o.weight_decay},
+      {"clip", o.clip},
+      {"betas", {o.beta1, o.beta2}},
+      {"epsilon", o.epsilon},
+      {"generic-probability", o.EffectiveGenericProbability(fan_out)},
+      {"generic-control", o.generic_control},
+      {"dtype", std::string(DTypeName(o.dtype))},
+      {"seed", o.seed},
+      {"staleness", o.staleness},
+      {"anchor", facts.anchor_fingerprint},
+      {"corpus", facts.corpus_fingerprint},
+      {"tree", facts.tree_fingerprint},
+      {"bank", facts.bank_hash},
+  };
+  if (o.mode == TrainMode::kCotrain) run["anchor-learning-rate"] = o.EffectiveAnchorLearningRate();
+  return run;
+}
+
+absl::Status CompareRuns(const nlohmann::json& recorded, const nlohmann::json& current, const std::string& where) {
+  std::string differences;
+  auto add = [&](const std::string& key, const std::string& was, const std::string& is) {
+    differences += fmt::format("{}{} was {}, is now {}", differences.empty() ? "" : "; ", key, was, is);
+  };
+  for (const auto& [key, value] : current.items()) {
+    if (!recorded.contains(key)) add(key, "absent", value.dump());
+    else if (recorded[key] != value) add(key, recorded[key].dump(), value.dump());
+  }
+  for (const auto& [key, value] : recorded.items())
+    if (!current.contains(key)) add(key, value.dump(), "absent");
+  if (differences.empty()) return absl::OkStatus();
+  return FailedPrecondition("the run in {} was started differently: {}. Resume it with its own settings, or give another --output",
+                            where, differences);
+}
+
+double LearningRateAt(uint64_t step, uint64_t steps, uint64_t warmup, double peak, double floor) {
+  if (step <= warmup) return peak * static_cast<double>(step) / static_cast<double>(warmup);
+  // The first step after the warm-up has the full rate, the last one the floor.
+  const double span = static_cast<double>(steps - warmup) - 1.0;
+  const double progress = span <= 0 ? 0.0 : static_cast<double>(std::min(step, steps) - warmup - 1) / span;
+  return floor + (peak - floor) * 0.5 * (1.0 + std::cos(std::numbers::pi * progress));
+}
+
+}  // namespace membank

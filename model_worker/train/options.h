@@ -1,0 +1,69 @@
+// The settings of a training run, declared once: `membank train` fills them from its flags. Those that decide the numbers a run
+// produces are compared when it resumes (DescribeRun); the others may change from start to start. Plain values; any thread.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/tensors/dtype.h"
+#include "nlohmann/json_fwd.hpp"
+
+namespace membank {
+
+enum class TrainMode : uint8_t { kFrozen = 0, kCotrain = 1 };  // the anchor is fixed, or learns with the bank (mission/paper.md section 5)
+
+struct TrainOptions {
+  std::string anchor_path;               // Hugging Face directory or GGUF
+  std::string corpus_path;               // packed corpus
+  std::string output;                    // run directory: log, loss curve, checkpoints
+  TrainMode mode = TrainMode::kFrozen;
+  uint64_t steps = 0;                    // optimizer steps of the run, >= 1; 0: as many as `epochs` needs
+  double epochs = 0;                     // passes over the corpus, instead of `steps`
+  uint32_t batch_sequences = 16;         // sequences of a step, >= 1
+  uint32_t micro_batch_sequences = 0;    // sequences of one forward pass; 0 = all. Smaller: less memory, same step
+  double learning_rate = 1e-4;           // of the blocks, after warm-up
+  double min_learning_rate = 1e-5;       // end of the cosine, <= learning_rate
+  double anchor_learning_rate = -1;      // co-training only; < 0 = learning_rate. The same schedule, scaled
+  uint64_t warmup_steps = 0;             // linear from 0; < steps
+  double weight_decay = 1e-3;            // decoupled; on touched blocks and on a co-trained anchor
+  double clip = 1.0;                     // global norm of anchor and memory gradients together; 0 = no clipping
+  double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
+  // A sequence learns the generic memory instead of its path with this probability; < 0 = 1/(k+1), the paper's (0 with generic_control).
+  double generic_probability = -1;
+  // Every step is followed by a second, separate update of the generic memory on the same sequences, so that the control sees exactly as
+  // many tokens as the bank. Needs a frozen anchor (otherwise the control would train the anchor too). Doubles the compute.
+  bool generic_control = false;
+  DType dtype = DType::kBF16;            // of activations, blocks and pushed gradients: F32 or BF16; sums are fp32
+  uint64_t seed = 0;                     // order of the sequences and choice of the generic ones
+  uint32_t staleness = 0;                // 0: bit-reproducible. 1: a step may run while the one before is still being applied
+  uint64_t checkpoint_every = 200;       // steps; 0 = only at start and end
+  uint32_t keep_checkpoints = 2;         // >= 1
+  bool resume = true;                    // continue from the newest checkpoint in `output`; false: `output` must hold no run
+  uint64_t log_every = 1;                // steps between lines of log.jsonl
+  uint32_t threads = 0;                  // compute threads; 0 = one per core
+  uint64_t cache_bytes = 2ull << 30;     // resident blocks on the worker
+  bool prefetch = true;                  // the next step's data and blocks come while this one computes
+
+  // Turns `epochs` into `steps`; both or neither is INVALID_ARGUMENT.
+  absl::Status ResolveSteps(uint64_t corpus_sequences);
+  // INVALID_ARGUMENT names the option, its value and the range.
+  absl::Status Validate() const;
+  double EffectiveGenericProbability(uint32_t fan_out) const;
+  double EffectiveAnchorLearningRate() const { return anchor_learning_rate < 0 ? learning_rate : anchor_learning_rate; }
+};
+
+// What a run's numbers depend on: the options above and the identity of what it reads.
+struct RunFacts {
+  std::string anchor_fingerprint, corpus_fingerprint, tree_fingerprint, bank_hash;
+};
+nlohmann::json DescribeRun(const TrainOptions& options, const RunFacts& facts, uint32_t fan_out);
+
+// FAILED_PRECONDITION naming every entry that differs, with both values.
+absl::Status CompareRuns(const nlohmann::json& recorded, const nlohmann::json& current, const std::string& where);
+
+// Linear warm-up, then cosine from `peak` to `floor` at the last step; `step` counts from 1 to `steps`.
+double LearningRateAt(uint64_t step, uint64_t steps, uint64_t warmup, double peak, double floor);
+
+}  // namespace membank

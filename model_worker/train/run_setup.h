@@ -1,0 +1,34 @@
+// What happens before the first step: do anchor, corpus, tree and bank belong together; is there a run to continue; what do the servers
+// have to be told. Called once by the trainer; one thread.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "common/client/memory_client.h"
+#include "common/corpus/packed.h"
+#include "model_worker/model/transformer.h"
+#include "model_worker/train/options.h"
+#include "model_worker/train/run_directory.h"
+
+namespace membank {
+
+// FAILED_PRECONDITION names both sides and what to do.
+absl::Status CheckBelongTogether(const BankSpec& spec, const PackedInfo& corpus, const ModelConfig& anchor,
+                                 const std::string& anchor_fingerprint, const std::string& tokenizer_hash);
+
+struct StartPoint {
+  RunIdentity identity;          // with this start's epoch
+  RunCheckpoint checkpoint;      // resumed from; id empty for a new run
+};
+
+// Finds the run in `directory`, brings the servers to its newest checkpoint and begins a new epoch, which fences every older trainer of the
+// run. A new run begins at the servers' head.
+absl::StatusOr<StartPoint> StartOrResume(const TrainOptions& options, const nlohmann::json& description, const RunDirectory& directory,
+                                         MemoryClient& client);
+
+// Removes what crashes left: checkpoints of this run at the servers and in the directory that no manifest committed.
+absl::Status RemoveOrphans(const RunDirectory& directory, const std::string& run_id, MemoryClient& client);
+
+}  // namespace membank

@@ -1,0 +1,267 @@
+#include "model_worker/train/trainer.h"
+
+#include <deque>
+#include <memory>
+#include <thread>
+
+#include "common/base/log.h"
+#include "common/base/progress.h"
+#include "common/base/status_macros.h"
+#include "common/text/tokenizer.h"
+#include "model_worker/model/weights.h"
+#include "model_worker/train/anchor_optimizer.h"
+#include "model_worker/train/batch_feed.h"
+#include "model_worker/train/checkpointer.h"
+#include "model_worker/train/compute.h"
+#include "model_worker/train/run_log.h"
+#include "model_worker/train/run_setup.h"
+#include "model_worker/train/stopwatch.h"
+#include "nlohmann/json.hpp"
+
+namespace membank {
+
+nlohmann::json TrainSummary::ToJson() const {
+  nlohmann::json json = {{"run_directory", run_directory}, {"run_id", run_id}, {"checkpoint", checkpoint}, {"steps", steps},
+                         {"steps_done", steps_done}, {"finished", finished()}, {"resumed_from", resumed_from}, {"loss", loss},
+                         {"seconds", seconds}, {"tokens", tokens}, {"tokens_per_second", tokens_per_second},
+                         {"fetched_bytes", fetched_bytes}, {"pushed_bytes", pushed_bytes}};
+  if (loss_generic >= 0) json["loss_generic"] = loss_generic;
+  return json;
+}
+
+namespace {
+
+class Trainer {
+ public:
+  Trainer(const TrainOptions& options, MemoryClient& client, std::unique_ptr<PackedCorpus> corpus)
+      : options_(options), client_(client), spec_(client.spec()), corpus_(std::move(corpus)) {}
+
+  absl::Status Open();
+  absl::Status Run(const std::atomic<bool>& stop);
+  TrainSummary Summary() const;
+
+ private:
+  absl::Status LoadInputs(nlohmann::json* description);
+  absl::Status LoadModel(const RunCheckpoint& checkpoint);
+  absl::Status RunStep(uint64_t step);
+  absl::Status RunPass(uint64_t update, StepRecord* record);
+  StepUpdate MakeUpdate(const TrainBatch& batch, UpdateResult result) const;
+  absl::Status LogApplied();
+  absl::Status WriteCheckpoint();
+
+  uint64_t passes() const { return options_.generic_control ? 2 : 1; }
+  double LearningRate(uint64_t step) const {
+    return LearningRateAt(step, options_.steps, options_.warmup_steps, options_.learning_rate, options_.min_learning_rate);
+  }
+  uint64_t server_step() const { return start_.identity.base_step + step_ * passes(); }
+
+  const TrainOptions& options_;
+  MemoryClient& client_;
+  const BankSpec spec_;
+  std::unique_ptr<RunDirectory> directory_;
+  std::unique_ptr<PackedCorpus> corpus_;
+  AnchorWeights anchor_;                        // until the model takes it
+  StartPoint start_;
+  uint64_t step_ = 0;                           // done
+  std::unique_ptr<Transformer> model_;
+  std::unique_ptr<AnchorOptimizer> optimizer_;  // null: the anchor is frozen
+  std::unique_ptr<RunLog> log_;
+  std::unique_ptr<Checkpointer> checkpointer_;
+  std::deque<StepRecord> unlogged_;             // computed, not applied yet
+  std::string checkpoint_;
+  StepRecord last_;                             // the newest step whose outcome is known
+  uint64_t tokens_ = 0;
+  double seconds_ = 0;
+  ClientTraffic traffic_, first_traffic_;
+  Stopwatch step_watch_;
+  // Last, so that they stop first: both run threads that use the members above.
+  std::unique_ptr<BlockCache> cache_;
+  std::unique_ptr<StepCommitter> committer_;
+  std::unique_ptr<BatchFeed> feed_;
+};
+
+absl::Status Trainer::Open() {
+  at::set_num_threads(options_.threads > 0 ? static_cast<int>(options_.threads) : static_cast<int>(std::thread::hardware_concurrency()));
+  ASSIGN_OR_RETURN(directory_, RunDirectory::Open(options_.output));
+  nlohmann::json description;
+  RETURN_IF_ERROR(LoadInputs(&description));
+  ASSIGN_OR_RETURN(start_, StartOrResume(options_, description, *directory_, client_));
+  step_ = start_.checkpoint.step;
+  checkpoint_ = start_.checkpoint.id;
+  RETURN_IF_ERROR(LoadModel(start_.checkpoint));
+  ASSIGN_OR_RETURN(log_, RunLog::Open(options_.output, step_));
+  RETURN_IF_ERROR(RemoveOrphans(*directory_, start_.identity.run_id, client_));
+  checkpointer_ = std::make_unique<Checkpointer>(&client_, directory_.get(), start_.identity, description, options_.keep_checkpoints,
+                                                 options_.anchor_path);
+  BlockCacheOptions cache;
+  cache.dtype = TorchDtype(options_.dtype);
+  cache.capacity_bytes = options_.cache_bytes;
+  cache_ = std::make_unique<BlockCache>(&client_, cache);
+  committer_ = std::make_unique<StepCommitter>(&client_, start_.identity.run_id, start_.identity.epoch, server_step(), options_.clip);
+  feed_ = std::make_unique<BatchFeed>(options_, spec_, corpus_.get(), cache_.get(), committer_.get(), start_.identity.base_step);
+  // Without a checkpoint a crash of the servers would leave nothing to come back to.
+  return checkpoint_.empty() ? WriteCheckpoint() : absl::OkStatus();
+}
+
+absl::Status Trainer::LoadInputs(nlohmann::json* description) {
+  ASSIGN_OR_RETURN(anchor_, LoadAnchor(options_.anchor_path, TorchDtype(options_.dtype)));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, LoadTokenizer(options_.anchor_path));
+  RETURN_IF_ERROR(CheckBelongTogether(spec_, corpus_->info(), anchor_.config, anchor_.fingerprint, tokenizer->Fingerprint()));
+  const RunFacts facts{anchor_.fingerprint, corpus_->Fingerprint(), spec_.tree_fingerprint, spec_.Hash()};
+  *description = DescribeRun(options_, facts, spec_.fan_out);
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::LoadModel(const RunCheckpoint& checkpoint) {
+  const bool cotrain = options_.mode == TrainMode::kCotrain;
+  const bool restore = cotrain && checkpoint.step > 0;
+  const std::string path = directory_->CheckpointPath(checkpoint.id);
+  if (restore) {
+    ASSIGN_OR_RETURN(anchor_, LoadAnchor(path + kAnchorDirectory, TorchDtype(options_.dtype)));
+  }
+  model_ = std::make_unique<Transformer>(std::move(anchor_), cotrain);
+  if (!cotrain) return absl::OkStatus();
+  optimizer_ = std::make_unique<AnchorOptimizer>(model_->weights().Named(), options_.beta1, options_.beta2, options_.epsilon);
+  return restore ? optimizer_->Load(path + kAnchorOptimizerFile) : absl::OkStatus();
+}
+
+absl::Status Trainer::Run(const std::atomic<bool>& stop) {
+  Progress progress("train", "steps", options_.steps, step_);
+  first_traffic_ = traffic_ = client_.traffic();
+  step_watch_.Lap();
+  if (step_ < options_.steps) feed_->Start(step_ * passes());
+  while (step_ < options_.steps) {
+    RETURN_IF_ERROR(RunStep(step_ + 1));
+    ++step_;
+    const bool stopping = stop.load() || step_ == options_.steps;
+    if (stopping || (options_.checkpoint_every > 0 && step_ % options_.checkpoint_every == 0)) {
+      RETURN_IF_ERROR(WriteCheckpoint());
+      step_watch_.Lap();  // a checkpoint is nobody's step
+    }
+    progress.Update(step_, fmt::format("loss {:.4f}  {:.0f} tokens/s", last_.loss, seconds_ > 0 ? tokens_ / seconds_ : 0.0));
+    if (stopping) break;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::RunStep(uint64_t step) {
+  StepRecord record;
+  record.step = step;
+  for (uint64_t pass = 0; pass < passes(); ++pass) RETURN_IF_ERROR(RunPass((step - 1) * passes() + pass, &record));
+  record.learning_rate = LearningRate(step);
+  record.seconds = step_watch_.Lap();
+  const ClientTraffic traffic = client_.traffic();
+  record.fetched_bytes = traffic.fetched_bytes - traffic_.fetched_bytes;
+  record.pushed_bytes = traffic.pushed_bytes - traffic_.pushed_bytes;
+  traffic_ = traffic;
+  tokens_ += record.tokens;
+  seconds_ += record.seconds;
+  unlogged_.push_back(record);
+  return LogApplied();
+}
+
+absl::Status Trainer::RunPass(uint64_t update, StepRecord* record) {
+  Stopwatch watch;
+  ASSIGN_OR_RETURN(const ReadyBatch ready, feed_->Take());
+  record->wait_seconds += watch.Lap();
+  if (update + 1 < options_.steps * passes()) feed_->Start(update + 1);
+
+  const TrainBatch& batch = ready.batch;
+  ASSIGN_OR_RETURN(UpdateResult result, RunUpdate(*model_, spec_, batch, ready.blocks, options_.micro_batch_sequences));
+  if (batch.control) {
+    record->fetched_loss = record->loss;
+    record->generic_loss = result.generic_loss;
+    record->has_generic = true;
+  } else {
+    record->loss = result.loss;
+    record->fetched_loss = result.fetched_loss;
+    record->generic_loss = result.generic_loss;
+    record->has_generic = batch.generic_targets > 0 && batch.generic_targets < batch.targets;
+  }
+  record->tokens += batch.tokens;
+  record->data_seconds += ready.data_seconds;
+  record->fetch_seconds += ready.fetch_seconds;
+  record->compute_seconds += watch.Lap();
+
+  const uint64_t server_step = batch.server_step;
+  RETURN_IF_ERROR(committer_->Submit(MakeUpdate(batch, std::move(result))));
+  if (optimizer_ == nullptr) return absl::OkStatus();
+  // The norm of the whole step, memory and anchor together, scales both; the servers apply while the anchor does.
+  ASSIGN_OR_RETURN(const StepOutcome outcome, committer_->WaitPrepared(server_step));
+  const double ratio = options_.learning_rate > 0 ? options_.EffectiveAnchorLearningRate() / options_.learning_rate : 0;
+  optimizer_->Step(outcome.scale, ratio * LearningRate(batch.step), options_.weight_decay);
+  return absl::OkStatus();
+}
+
+StepUpdate Trainer::MakeUpdate(const TrainBatch& batch, UpdateResult result) const {
+  auto tensors = std::make_shared<std::vector<torch::Tensor>>(std::move(result.gradients));
+  StepUpdate update;
+  update.step = batch.server_step;
+  for (size_t i = 0; i < tensors->size(); ++i) {
+    torch::Tensor& gradient = (*tensors)[i];
+    gradient = gradient.to(TorchDtype(options_.dtype));
+    update.gradients.push_back({batch.blocks[i], options_.dtype, {static_cast<const uint8_t*>(gradient.data_ptr()), gradient.nbytes()}});
+  }
+  update.owner = tensors;
+  update.learning_rate = LearningRate(batch.step);
+  update.weight_decay = options_.weight_decay;
+  if (optimizer_ != nullptr) update.anchor_sum_of_squares = optimizer_->SumOfSquares();
+  return update;
+}
+
+// Writes the log lines of steps whose updates were applied since the last call.
+absl::Status Trainer::LogApplied() {
+  for (const StepOutcome& outcome : committer_->TakeOutcomes()) {
+    StepRecord& record = unlogged_.front();
+    const uint64_t update = outcome.step - start_.identity.base_step - 1;
+    if (update % passes() == 0) record.gradient_norm = outcome.gradient_norm;
+    record.push_seconds += outcome.push_seconds;
+    record.apply_seconds += outcome.apply_seconds;
+    if (update % passes() + 1 < passes()) continue;
+    if (record.step % options_.log_every == 0 || record.step == options_.steps) RETURN_IF_ERROR(log_->Append(record));
+    last_ = record;
+    unlogged_.pop_front();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::WriteCheckpoint() {
+  RETURN_IF_ERROR(committer_->WaitApplied(server_step()));
+  RETURN_IF_ERROR(LogApplied());
+  RETURN_IF_ERROR(log_->Sync());
+  ASSIGN_OR_RETURN(checkpoint_, checkpointer_->Write(step_, server_step(), model_->weights(), optimizer_.get()));
+  return log_->DrawChart();
+}
+
+TrainSummary Trainer::Summary() const {
+  TrainSummary summary;
+  summary.run_directory = options_.output;
+  summary.run_id = start_.identity.run_id;
+  summary.checkpoint = checkpoint_;
+  summary.steps = options_.steps;
+  summary.steps_done = step_;
+  summary.resumed_from = start_.checkpoint.step;
+  summary.loss = last_.has_generic ? last_.fetched_loss : last_.loss;
+  if (last_.has_generic) summary.loss_generic = last_.generic_loss;
+  summary.tokens = tokens_;
+  summary.seconds = seconds_;
+  summary.tokens_per_second = seconds_ > 0 ? tokens_ / seconds_ : 0;
+  summary.fetched_bytes = traffic_.fetched_bytes - first_traffic_.fetched_bytes;
+  summary.pushed_bytes = traffic_.pushed_bytes - first_traffic_.pushed_bytes;
+  return summary;
+}
+
+}  // namespace
+
+absl::StatusOr<TrainSummary> Train(const TrainOptions& options, MemoryClient& client, const std::atomic<bool>& stop) {
+  TrainOptions resolved = options;
+  ASSIGN_OR_RETURN(std::unique_ptr<PackedCorpus> corpus, PackedCorpus::Open(options.corpus_path));
+  RETURN_IF_ERROR(resolved.ResolveSteps(corpus->size()));
+  RETURN_IF_ERROR(resolved.Validate());
+  Trainer trainer(resolved, client, std::move(corpus));
+  RETURN_IF_ERROR(trainer.Open());
+  RETURN_IF_ERROR(trainer.Run(stop));
+  return trainer.Summary();
+}
+
+}  // namespace membank
