@@ -1,0 +1,126 @@
+// membank-worker: one anchor and one version of a bank behind the WorkerService.
+#include <csignal>
+#include <filesystem>
+
+#include "CLI/CLI.hpp"
+#include "common/base/file.h"
+#include "common/base/log.h"
+#include "common/base/malloc_tuning.h"
+#include "common/base/status_macros.h"
+#include "common/client/memory_client.h"
+#include "common/config/config.h"
+#include "common/rpc/admin_server.h"
+#include "common/rpc/server.h"
+#include "model_worker/options.h"
+#include "model_worker/serve/engine.h"
+#include "model_worker/worker_service.h"
+#include "nlohmann/json.hpp"
+
+namespace membank {
+namespace {
+
+// Null without memory.
+absl::StatusOr<std::unique_ptr<MemoryClient>> ConnectMemory(const WorkerOptions& options) {
+  if (options.no_memory) return std::unique_ptr<MemoryClient>();
+  MemoryClientOptions client;
+  client.slot_map_path = options.slot_map;
+  client.servers = options.memory_servers;
+  client.tls_certificate = options.tls_certificate;
+  client.tls_key = options.tls_key;
+  client.tls_authority = options.tls_authority;
+  return MemoryClient::Connect(client);
+}
+
+absl::StatusOr<std::string> BankVersion(const WorkerOptions& options, MemoryClient* memory) {
+  if (memory == nullptr) return std::string();
+  ASSIGN_OR_RETURN(const BankStatus status, memory->GetStatus());
+  return ChooseBankVersion(options.bank_version, status.versions);
+}
+
+EngineOptions ToEngineOptions(const WorkerOptions& options, std::string bank_version) {
+  EngineOptions engine;
+  engine.context = options.context;
+  engine.max_running = options.max_running;
+  engine.prefill_tokens = options.prefill_tokens;
+  engine.max_queued_tokens = options.max_queued_tokens;
+  engine.kv_cache_tokens = options.kv_cache_tokens;
+  engine.threads = options.threads;
+  engine.bank_version = std::move(bank_version);
+  engine.block_cache_bytes = options.block_cache_bytes;
+  return engine;
+}
+
+std::string ModelName(const WorkerOptions& options) {
+  if (!options.model_name.empty()) return options.model_name;
+  const std::filesystem::path path(options.anchor);
+  return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
+}
+
+absl::Status WriteReadyFile(const WorkerOptions& options, const RpcServer& server, const AdminServer* admin) {
+  if (options.ready_file.empty()) return absl::OkStatus();
+  const nlohmann::json ready = {{"listen", server.address()}, {"admin", admin ? admin->address() : ""}};
+  return WriteFileAtomic(options.ready_file, ready.dump() + "\n");
+}
+
+// Blocked before any thread starts, so that only sigwait gets them.
+sigset_t BlockStopSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  return signals;
+}
+
+absl::Status Run(const WorkerOptions& options) {
+  const sigset_t stop_signals = BlockStopSignals();
+  std::unique_ptr<AdminServer> admin;
+  if (!options.admin_listen.empty()) {
+    ASSIGN_OR_RETURN(admin, AdminServer::Start(options.admin_listen));
+  }
+
+  ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, LoadTokenizer(options.tokenizer.empty() ? options.anchor : options.tokenizer));
+  ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> memory, ConnectMemory(options));
+  ASSIGN_OR_RETURN(const std::string version, BankVersion(options, memory.get()));
+  const DType dtype = options.dtype == "bf16" ? DType::kBF16 : DType::kF32;
+  ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
+                   LoadEngine(options.anchor, dtype, memory.get(), tokenizer.get(), ToEngineOptions(options, version)));
+
+  WorkerService service(engine.get(), tokenizer.get(), ModelName(options));
+  RpcServerOptions rpc;
+  rpc.listen = options.listen;
+  rpc.memory_quota_bytes = options.memory_quota_bytes;
+  rpc.tls = {options.tls_certificate, options.tls_key, options.tls_authority};
+  ASSIGN_OR_RETURN(const std::unique_ptr<RpcServer> server, RpcServer::Start(rpc, {&service}));
+  server->SetReady(true);
+  if (admin) admin->SetReady(true);
+  RETURN_IF_ERROR(WriteReadyFile(options, *server, admin.get()));
+  LOG_INFO("anchor {} ({}, {}), {}: serving on {}, admin {}", ModelName(options), engine->facts().anchor_fingerprint, options.dtype,
+           memory == nullptr ? "no memory" : fmt::format("bank '{}' version {}", memory->spec().bank_id, version.empty() ? "head" : version),
+           server->address(), admin ? admin->address() : "none");
+
+  int signal = 0;
+  sigwait(&stop_signals, &signal);
+  LOG_INFO("{}: draining", strsignal(signal));
+  if (admin) admin->SetReady(false, "draining");
+  server->SetReady(false);
+  const uint32_t left = engine->Drain(absl::Now() + absl::Milliseconds(options.drain_timeout_ms));
+  if (left > 0) LOG_WARN("{} sequences were not done within {} ms and are cancelled", left, options.drain_timeout_ms);
+  server->Shutdown(std::chrono::milliseconds(left > 0 ? 0 : 1000));
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace membank
+
+int main(int argc, char** argv) {
+  membank::TuneMalloc();
+  membank::WorkerOptions options;
+  CLI::App app("membank-worker: generates and scores with one anchor and the memory of each request");
+  membank::BindOptions(app, &options);
+  if (auto code = membank::config::Parse(app, argc, argv, [&] { return membank::Validate(options); })) return *code;
+  membank::InitLogging("worker", options.log_level);
+  const absl::Status status = membank::Run(options);
+  if (!status.ok()) LOG_ERROR("{}", status.ToString());
+  return status.ok() ? 0 : 1;
+}

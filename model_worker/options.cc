@@ -1,0 +1,106 @@
+#include "model_worker/options.h"
+
+#include <algorithm>
+#include <cctype>
+
+#include "CLI/CLI.hpp"
+#include "common/base/status_macros.h"
+
+namespace membank {
+namespace {
+
+// Runs of digits compare as numbers.
+bool NaturalLess(const std::string& a, const std::string& b) {
+  auto digit = [](char c) { return std::isdigit(static_cast<unsigned char>(c)) != 0; };
+  size_t i = 0, j = 0;
+  while (i < a.size() && j < b.size()) {
+    if (!digit(a[i]) || !digit(b[j])) {
+      if (a[i] != b[j]) return a[i] < b[j];
+      ++i, ++j;
+      continue;
+    }
+    while (i < a.size() && a[i] == '0') ++i;
+    while (j < b.size() && b[j] == '0') ++j;
+    const size_t a_begin = i, b_begin = j;
+    while (i < a.size() && digit(a[i])) ++i;
+    while (j < b.size() && digit(b[j])) ++j;
+    if (i - a_begin != j - b_begin) return i - a_begin < j - b_begin;
+    if (const int order = a.compare(a_begin, i - a_begin, b, b_begin, j - b_begin); order != 0) return order < 0;
+  }
+  if ((i < a.size()) != (j < b.size())) return j < b.size();
+  return a < b;
+}
+
+}  // namespace
+
+void BindOptions(CLI::App& app, WorkerOptions* o) {
+  app.add_option("--anchor", o->anchor, "The anchor: a Hugging Face directory or a GGUF file");
+  app.add_option("--tokenizer", o->tokenizer, "tokenizer.json, or a directory or GGUF file with one; empty: the anchor's own");
+  app.add_option("--model-name", o->model_name, "Name that status and clients see; empty: the last part of --anchor");
+  app.add_option("--listen", o->listen, "Address of the gRPC service, host:port (port 0: any free one) or unix:/path");
+  app.add_option("--admin-listen", o->admin_listen, "Address of /livez, /readyz and /metrics over HTTP, host:port; empty: none");
+  app.add_option("--slot-map", o->slot_map, "JSON file that says which memory server has which slots");
+  app.add_option("--memory-servers", o->memory_servers, "Addresses of the memory servers, when there is no slot map: a striped one")
+      ->delimiter(',');
+  app.add_option("--bank-version", o->bank_version,
+                 "Published bank version to serve; 'latest': the greatest name at start; 'head': the live head, blocks asked for each time");
+  app.add_flag("--no-memory", o->no_memory, "Serve the anchor alone; no memory servers are needed");
+  app.add_option("--dtype", o->dtype, "Arithmetic of the model: f32, or bf16 (half the bytes, about 3 digits)")
+      ->check(CLI::IsMember({"f32", "bf16"}));
+  app.add_option("--threads", o->threads, "Compute threads; 0: one per core")->check(CLI::Range(0, 1024));
+  app.add_option("--context", o->context, "Tokens of a sequence, prompt and answer together; 0: what the anchor was made for");
+  app.add_option("--max-running", o->max_running, "Sequences computed at once; more wait. Each may pin one path of blocks")
+      ->check(CLI::Range(1, 4096));
+  app.add_option("--prefill-tokens", o->prefill_tokens, "Prompt tokens read in one step; smaller: steadier streams, slower prompts")
+      ->check(CLI::Range(1, 1 << 20));
+  app.add_option("--max-queued-tokens", o->max_queued_tokens, "Prompt tokens that may wait; more are refused with RESOURCE_EXHAUSTED")
+      ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 32));
+  app.add_option("--kv-cache-tokens", o->kv_cache_tokens, "Tokens of KV cache of all running sequences together")
+      ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 32));
+  app.add_option("--block-cache-bytes", o->block_cache_bytes, "Bytes of RAM for blocks that no running sequence uses");
+  app.add_option("--memory-quota-bytes", o->memory_quota_bytes, "Bytes of transport buffers of all calls together; above, reading pauses")
+      ->check(CLI::Range(uint64_t{16} << 20, uint64_t{1} << 46));
+  app.add_option("--drain-timeout-ms", o->drain_timeout_ms, "Milliseconds that running answers get to end when the worker stops");
+  app.add_option("--tls-certificate", o->tls_certificate, "PEM certificate chain of this worker, shown to clients and memory servers; empty: no TLS");
+  app.add_option("--tls-key", o->tls_key, "PEM private key of the certificate");
+  app.add_option("--tls-authority", o->tls_authority, "PEM authorities that clients' and memory servers' certificates must come from");
+  app.add_option("--ready-file", o->ready_file, "File to write {\"listen\", \"admin\"} with the bound addresses into once calls are served");
+  app.add_option("--log-level", o->log_level, "trace, debug, info, warn, error or off")
+      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}));
+}
+
+absl::Status Validate(const WorkerOptions& options) {
+  if (options.anchor.empty()) return InvalidArgument("--anchor is empty; give a Hugging Face directory or a GGUF file");
+  if (options.listen.empty()) return InvalidArgument("--listen is empty; allowed: host:port or unix:/path");
+  const bool servers = !options.memory_servers.empty();
+  const int sources = static_cast<int>(options.no_memory) + static_cast<int>(servers) + static_cast<int>(!options.slot_map.empty());
+  if (sources != 1) {
+    return InvalidArgument("{} of --slot-map, --memory-servers and --no-memory are given; exactly one is needed", sources);
+  }
+  if (options.bank_version.empty()) return InvalidArgument("--bank-version is empty; allowed: latest, head, or a published version");
+  if (options.tls_certificate.empty() != options.tls_key.empty()) {
+    return InvalidArgument("--tls-certificate is '{}' and --tls-key is '{}'; give both or none", options.tls_certificate, options.tls_key);
+  }
+  if (!options.tls_authority.empty() && options.tls_certificate.empty()) {
+    return InvalidArgument("--tls-authority {} without --tls-certificate and --tls-key; without TLS no client shows a certificate",
+                           options.tls_authority);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> ChooseBankVersion(const std::string& wanted, const std::vector<std::string>& published) {
+  if (wanted == "head") return std::string();
+  if (wanted == "latest") {
+    if (published.empty()) {
+      return FailedPrecondition("--bank-version is latest, but the memory servers have published no version; publish one, or serve 'head'");
+    }
+    return *std::max_element(published.begin(), published.end(), NaturalLess);
+  }
+  if (std::find(published.begin(), published.end(), wanted) == published.end()) {
+    return NotFound("--bank-version {} is not published; published: {}; also allowed: latest, head", wanted,
+                    published.empty() ? "none" : fmt::format("{}", fmt::join(published, ", ")));
+  }
+  return wanted;
+}
+
+}  // namespace membank
