@@ -1,0 +1,168 @@
+#include "common/client/router_client.h"
+
+#include <thread>
+
+#include "common/base/status_macros.h"
+#include "common/rpc/channel.h"
+#include "common/rpc/status.h"
+#include "common/rpc/wire.h"
+#include "membank/v1/router.grpc.pb.h"
+
+namespace membank {
+namespace {
+
+constexpr std::chrono::minutes kCallTimeout{10};
+constexpr int kTextsPerResolve = 256;
+
+void SetMemory(const MemoryChoice& memory, v1::MemoryOptions* out) {
+  out->set_mode(ToProto(memory.mode));
+  if (!memory.path.empty()) {
+    out->set_path(memory.path);
+  } else if (!memory.retrieve_on.empty()) {
+    out->set_retrieve_on(memory.retrieve_on);
+  }
+}
+
+MemoryReport ReportOf(const v1::MemoryUsed& used) {
+  MemoryReport report;
+  report.path_text = used.path_text();
+  report.bank_id = used.bank_id();
+  report.bank_version = used.bank_version();
+  for (const v1::BlockId& block : used.blocks()) report.blocks.push_back(FromProto(block));
+  return report;
+}
+
+std::vector<float> Distances(const v1::Resolution& resolution) {
+  std::vector<float> distances;
+  for (const v1::ResolvedLevel& level : resolution.levels()) distances.push_back(level.distance());
+  return distances;
+}
+
+class GrpcRouterClient : public RouterClient {
+ public:
+  GrpcRouterClient(std::string address, std::unique_ptr<v1::RouterService::Stub> stub) : address_(std::move(address)), stub_(std::move(stub)) {}
+
+  absl::StatusOr<RouterFacts> Status() override {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
+    v1::RouterStatus reply;
+    RETURN_IF_ERROR(FromGrpc(stub_->Status(&context, v1::RouterStatusRequest(), &reply), "router " + address_));
+    RouterFacts facts;
+    facts.fan_out = reply.fan_out();
+    facts.depth = reply.depth();
+    for (const v1::WorkerState& worker : reply.workers()) {
+      if (!worker.healthy()) continue;
+      if (facts.healthy_workers++ > 0) continue;
+      facts.model = worker.status().model();
+      facts.bank_id = worker.status().bank().bank_id();
+      facts.bank_version = worker.status().bank_version();
+    }
+    return facts;
+  }
+
+  absl::StatusOr<RouterGenerateReply> Generate(const RouterGenerateRequest& request,
+                                               const std::function<bool(std::string_view)>& on_text) override {
+    v1::RouteGenerateRequest proto;
+    proto.mutable_prompt()->set_text(request.prompt);
+    proto.mutable_prompt()->set_parse_special(request.parse_special);
+    SetMemory(request.memory, proto.mutable_memory());
+    v1::Sampling& sampling = *proto.mutable_sampling();
+    sampling.set_max_tokens(request.max_tokens);
+    sampling.set_temperature(request.temperature);
+    sampling.set_top_p(request.top_p);
+    sampling.set_seed(request.seed);
+    for (const std::string& stop : request.stop) sampling.add_stop(stop);
+
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + kCallTimeout);
+    auto reader = stub_->Generate(&context, proto);
+    RouterGenerateReply reply;
+    bool stopped = false;
+    for (v1::RouteGenerateChunk part; reader->Read(&part);) {
+      Take(part, &reply);
+      if (!stopped && on_text && !part.chunk().text().empty() && !on_text(part.chunk().text())) {
+        stopped = true;
+        context.TryCancel();
+      }
+    }
+    const absl::Status status = FromGrpc(reader->Finish(), "router " + address_);
+    if (!status.ok() && !stopped) return status;
+    return reply;
+  }
+
+  absl::StatusOr<std::vector<RouterScore>> Score(const std::vector<RouterScoreItem>& items) override {
+    v1::RouteScoreRequest request;
+    for (const RouterScoreItem& item : items) {
+      v1::RouteScoreItem& out = *request.add_items();
+      if (!item.context.empty()) out.mutable_context()->set_text(item.context);
+      out.mutable_continuation()->set_text(item.continuation);
+      SetMemory(item.memory, out.mutable_memory());
+    }
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + kCallTimeout);
+    v1::RouteScoreReply reply;
+    RETURN_IF_ERROR(FromGrpc(stub_->Score(&context, request, &reply), "router " + address_));
+    std::vector<RouterScore> scores;
+    for (const v1::ScoreResult& result : reply.results()) {
+      scores.push_back({result.sum(), static_cast<size_t>(result.tokens_size()), result.is_greedy(), ReportOf(result.memory())});
+    }
+    if (scores.size() != items.size()) return Internal("router {} scored {} of {} items", address_, scores.size(), items.size());
+    return scores;
+  }
+
+  absl::StatusOr<std::vector<ResolvedPath>> Resolve(const std::vector<std::string>& texts) override {
+    std::vector<ResolvedPath> paths;
+    for (size_t begin = 0; begin < texts.size(); begin += kTextsPerResolve) {
+      v1::ResolveRequest request;
+      for (size_t i = begin; i < std::min(texts.size(), begin + kTextsPerResolve); ++i) request.add_texts(texts[i]);
+      grpc::ClientContext context;
+      context.set_deadline(std::chrono::system_clock::now() + kCallTimeout);
+      v1::ResolveReply reply;
+      RETURN_IF_ERROR(FromGrpc(stub_->Resolve(&context, request, &reply), "router " + address_));
+      for (const v1::Resolution& resolution : reply.resolutions()) {
+        ASSIGN_OR_RETURN(const BlockPath path, FromProto(resolution.path()));
+        paths.push_back({path, resolution.path_text(), Distances(resolution)});
+      }
+    }
+    return paths;
+  }
+
+ private:
+  static void Take(const v1::RouteGenerateChunk& part, RouterGenerateReply* reply) {
+    const v1::GenerateChunk& chunk = part.chunk();
+    if (chunk.has_start()) {
+      reply->memory = ReportOf(chunk.start().memory());
+      reply->memory.distances = Distances(part.resolution());
+      reply->memory.worker = part.worker();
+      reply->prompt_tokens = chunk.start().prompt_tokens();
+    }
+    reply->text += chunk.text();
+    if (chunk.has_end()) {
+      reply->completion_tokens = chunk.end().completion_tokens();
+      reply->first_token_ms = chunk.end().first_token_ms();
+      reply->total_ms = chunk.end().total_ms();
+    }
+  }
+
+  const std::string address_;
+  const std::unique_ptr<v1::RouterService::Stub> stub_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<RouterClient>> RouterClient::Connect(const std::string& address, std::chrono::milliseconds timeout) {
+  ASSIGN_OR_RETURN(const auto channels, MakeChannels(address, {}));
+  auto client = std::make_unique<GrpcRouterClient>(address, v1::RouterService::NewStub(channels.front()));
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  while (true) {
+    const absl::StatusOr<RouterFacts> facts = client->Status();
+    if (facts.ok() && facts->healthy_workers > 0) return client;
+    if (!facts.ok() && facts.status().code() != absl::StatusCode::kUnavailable) return facts.status();
+    if (std::chrono::steady_clock::now() > deadline) {
+      return facts.ok() ? Unavailable("router {} has no healthy worker", address) : facts.status();
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+}
+
+}  // namespace membank
