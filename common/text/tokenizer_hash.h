@@ -8,7 +8,7 @@
 
 namespace membank {
 
-// XXH3-128 over the vocabulary's size, the end-of-text id and the text of every id; 32 hex digits.
+// Tokenizer::Fingerprint(), which the trainer compares with; 32 hex digits.
 std::string TokenizerHash(const Tokenizer& tokenizer);
 
 }  // namespace membank
