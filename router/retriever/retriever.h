@@ -15,9 +15,12 @@ struct Resolution {
   std::vector<PathStep> steps;  // one per level
 };
 
+// FAILED_PRECONDITION when the tree was fitted with another embedder (both fingerprints named).
+absl::Status CheckFittedWith(const ClusterTree& tree, const Embedder& embedder);
+
 class Retriever {
  public:
-  // FAILED_PRECONDITION when the tree was fitted with another embedder (both fingerprints named).
+  // FAILED_PRECONDITION as CheckFittedWith.
   static absl::StatusOr<std::unique_ptr<Retriever>> Create(std::unique_ptr<Embedder> embedder, ClusterTree tree);
   absl::StatusOr<std::vector<Resolution>> Resolve(const std::vector<std::string>& texts);
   const ClusterTree& tree() const { return tree_; }
