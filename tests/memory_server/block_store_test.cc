@@ -1,0 +1,173 @@
+// The conformance suite of BlockStore: every engine passes it.
+#include "memory_server/block_store.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "memory_server/in_memory_block_store.h"
+#include "memory_server/rocksdb_store.h"
+
+namespace membank {
+namespace {
+
+struct Engine {
+  const char* name;
+  OpenBlockStore open;
+};
+
+class BlockStoreTest : public ::testing::TestWithParam<Engine> {
+ protected:
+  BlockStoreTest() : root_(testing::TempDir() + "/block_store." + std::to_string(::getpid())) {
+    std::filesystem::remove_all(root_);
+    std::filesystem::create_directories(root_);
+  }
+  ~BlockStoreTest() override { std::filesystem::remove_all(root_); }
+
+  std::unique_ptr<BlockStore> Open(const std::string& name, StoreAccess access = StoreAccess::kReadWrite) {
+    auto store = GetParam().open(root_ + "/" + name, access);
+    EXPECT_TRUE(store.ok()) << store.status();
+    return store.ok() ? *std::move(store) : nullptr;
+  }
+  static absl::Span<const uint8_t> Bytes(const std::string& text) { return {reinterpret_cast<const uint8_t*>(text.data()), text.size()}; }
+  static absl::StatusOr<std::string> Get(BlockStore& store, std::string_view key) {
+    std::string value;
+    const absl::Status status = store.Get(key, [&](absl::Span<const uint8_t> bytes) { value.assign(bytes.begin(), bytes.end()); });
+    if (!status.ok()) return status;
+    return value;
+  }
+  static std::vector<std::string> Keys(BlockStore& store, std::string_view prefix) {
+    std::vector<std::string> keys;
+    EXPECT_TRUE(store.Scan(prefix, [&](std::string_view key, absl::Span<const uint8_t>) {
+                       keys.emplace_back(key);
+                       return absl::OkStatus();
+                     }).ok());
+    return keys;
+  }
+  const std::string root_;
+};
+
+const std::string kBinaryKey("b\0\xff\0\n", 5);
+
+TEST_P(BlockStoreTest, PutGetDelete) {
+  auto store = Open("a");
+  EXPECT_EQ(Get(*store, "x").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_TRUE(store->Put(kBinaryKey, Bytes("one")).ok());
+  EXPECT_TRUE(store->Put(kBinaryKey, Bytes("two")).ok());
+  EXPECT_TRUE(store->Put("empty", {}).ok());
+  EXPECT_EQ(*Get(*store, kBinaryKey), "two");
+  EXPECT_EQ(*Get(*store, "empty"), "");
+  EXPECT_TRUE(store->Delete(kBinaryKey).ok());
+  EXPECT_TRUE(store->Delete("never there").ok());
+  EXPECT_EQ(Get(*store, kBinaryKey).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_P(BlockStoreTest, AValueIsTheConcatenationOfItsParts) {
+  auto store = Open("a");
+  ASSERT_TRUE(store->Put("old", Bytes("value")).ok());
+  const std::string large(3 << 20, 'z');
+  const std::vector<BlockStore::Write> batch = {{"k", {Bytes("head"), {}, Bytes(large)}}, {"old", {}, true}, {"l", {Bytes("x")}}};
+  ASSERT_TRUE(store->Apply(batch).ok());
+  EXPECT_EQ(*Get(*store, "k"), "head" + large);
+  EXPECT_EQ(*Get(*store, "l"), "x");
+  EXPECT_EQ(Get(*store, "old").status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_P(BlockStoreTest, ABatchIsAtomicToReaders) {
+  auto store = Open("a");
+  std::atomic<bool> stop = false;
+  ASSERT_TRUE(store->Apply(std::vector<BlockStore::Write>{{"x", {Bytes("0")}}, {"y", {Bytes("0")}}}).ok());
+  std::thread writer([&] {
+    for (int i = 1; i < 2000; ++i) {
+      const std::string number = std::to_string(i);
+      EXPECT_TRUE(store->Apply(std::vector<BlockStore::Write>{{"x", {Bytes(number)}}, {"y", {Bytes(number)}}}).ok());
+    }
+    stop = true;
+  });
+  while (!stop) {
+    std::vector<std::string> values;
+    EXPECT_TRUE(store->Scan("", [&](std::string_view, absl::Span<const uint8_t> value) {
+                       values.emplace_back(value.begin(), value.end());
+                       return absl::OkStatus();
+                     }).ok());
+    EXPECT_EQ(values.size(), 2u);
+    EXPECT_EQ(values.front(), values.back());
+  }
+  writer.join();
+}
+
+TEST_P(BlockStoreTest, ScansAscendWithinThePrefixAndStopOnError) {
+  auto store = Open("a");
+  for (const char* key : {"c", "b2", "b10", "a", "b", "b\xff"}) ASSERT_TRUE(store->Put(key, Bytes(key)).ok());
+  EXPECT_EQ(Keys(*store, "b"), (std::vector<std::string>{"b", "b10", "b2", "b\xff"}));
+  EXPECT_EQ(Keys(*store, "").size(), 6u);
+  EXPECT_TRUE(Keys(*store, "d").empty());
+  int visited = 0;
+  const absl::Status stopped = store->Scan("b", [&](std::string_view, absl::Span<const uint8_t>) {
+    return ++visited == 2 ? absl::AbortedError("enough") : absl::OkStatus();
+  });
+  EXPECT_EQ(stopped.code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(visited, 2);
+}
+
+TEST_P(BlockStoreTest, FlushedValuesSurviveReopening) {
+  {
+    auto store = Open("a");
+    ASSERT_TRUE(store->Put("k", Bytes("v")).ok());
+    ASSERT_TRUE(store->Flush().ok());
+  }
+  EXPECT_EQ(*Get(*Open("a"), "k"), "v");
+}
+
+TEST_P(BlockStoreTest, ACutIsDurableWholeAndNeverChanges) {
+  auto store = Open("a");
+  ASSERT_TRUE(store->Put("k", Bytes("before")).ok());
+  ASSERT_TRUE(store->Cut(root_ + "/cut").ok());
+  EXPECT_EQ(store->Cut(root_ + "/cut").code(), absl::StatusCode::kAlreadyExists);
+  ASSERT_TRUE(store->Put("k", Bytes("after")).ok());
+  ASSERT_TRUE(store->Put("l", Bytes("later")).ok());
+  ASSERT_TRUE(store->Flush().ok());
+  auto cut = Open("cut", StoreAccess::kReadOnly);
+  EXPECT_EQ(*Get(*cut, "k"), "before");
+  EXPECT_EQ(Keys(*cut, ""), (std::vector<std::string>{"k"}));
+  EXPECT_EQ(*Get(*store, "k"), "after");
+}
+
+TEST_P(BlockStoreTest, ReadOnlyStoresRefuseWritesAndMissingOnesAreNotFound) {
+  EXPECT_EQ(GetParam().open(root_ + "/none", StoreAccess::kReadOnly).status().code(), absl::StatusCode::kNotFound);
+  ASSERT_TRUE(Open("a")->Cut(root_ + "/cut").ok());
+  auto cut = Open("cut", StoreAccess::kReadOnly);
+  EXPECT_EQ(cut->Put("k", Bytes("v")).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(cut->Delete("k").code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(cut->Apply(std::vector<BlockStore::Write>{{"k", {}}}).code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_P(BlockStoreTest, DamageIsFoundAndNamesTheStore) {
+  {
+    auto store = Open("a");
+    ASSERT_TRUE(store->Put("k", Bytes(std::string(100000, 'q'))).ok());
+    ASSERT_TRUE(store->Cut(root_ + "/cut").ok());
+  }
+  std::filesystem::path largest;
+  for (const auto& entry : std::filesystem::directory_iterator(root_ + "/cut"))
+    if (largest.empty() || entry.file_size() > std::filesystem::file_size(largest)) largest = entry.path();
+  std::fstream file(largest, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekp(50000);
+  file.put('Q');
+  file.close();
+  auto opened = GetParam().open(root_ + "/cut", StoreAccess::kReadOnly);
+  const absl::Status status = opened.ok() ? Get(**opened, "k").status() : opened.status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+  EXPECT_NE(std::string(status.message()).find(root_ + "/cut"), std::string::npos) << status;
+}
+
+INSTANTIATE_TEST_SUITE_P(Engines, BlockStoreTest,
+                         ::testing::Values(Engine{"RocksDb", RocksDbStore::Open}, Engine{"InMemory", InMemoryBlockStore::Open}),
+                         [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace membank
