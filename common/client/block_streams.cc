@@ -142,7 +142,7 @@ bool WriteGradient(grpc::ClientWriter<grpc::ByteBuffer>& writer, const BlockGrad
 }  // namespace
 
 absl::Status RunFetchStream(grpc::Channel& channel, const v1::FetchBlocksRequest& common, absl::Span<FetchTask* const> tasks,
-                            absl::Time deadline) {
+                            absl::Time deadline, bool wait) {
   v1::FetchBlocksRequest request = common;
   std::vector<FetchTask*> wanted;
   for (FetchTask* task : tasks) {
@@ -157,6 +157,7 @@ absl::Status RunFetchStream(grpc::Channel& channel, const v1::FetchBlocksRequest
 
   grpc::ClientContext context;
   context.set_deadline(GrpcDeadline(deadline));
+  context.set_wait_for_ready(wait);
   const RpcMethod method(kFetchMethod, RpcMethod::SERVER_STREAMING);
   std::unique_ptr<grpc::ClientReader<grpc::ByteBuffer>> reader(
       grpc::internal::ClientReaderFactory<grpc::ByteBuffer>::Create(&channel, method, &context, request));
@@ -177,13 +178,14 @@ absl::Status RunFetchStream(grpc::Channel& channel, const v1::FetchBlocksRequest
 }
 
 absl::StatusOr<v1::PushAck> RunPushStream(grpc::Channel& channel, const v1::PushHeader& header,
-                                          absl::Span<const BlockGradient* const> gradients, absl::Time deadline) {
+                                          absl::Span<const BlockGradient* const> gradients, absl::Time deadline, bool wait) {
   Loans loans;
   v1::PushAck ack;
   grpc::Status status;
   {
     grpc::ClientContext context;
     context.set_deadline(GrpcDeadline(deadline));
+    context.set_wait_for_ready(wait);
     const RpcMethod method(kPushMethod, RpcMethod::CLIENT_STREAMING);
     std::unique_ptr<grpc::ClientWriter<grpc::ByteBuffer>> writer(
         grpc::internal::ClientWriterFactory<grpc::ByteBuffer>::Create(&channel, method, &context, &ack));

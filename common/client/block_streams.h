@@ -1,5 +1,5 @@
 // One FetchBlocks or PushGradients call over one channel, on raw slices: fetched bytes go straight from the received slices into their
-// destination, pushed bytes are borrowed from the caller. Blocks until the call is over. Any thread.
+// destination, pushed bytes are borrowed from the caller. Blocks until the call is over; `wait`: for the connection, too. Any thread.
 #pragma once
 
 #include <vector>
@@ -22,10 +22,10 @@ struct FetchTask {
 
 // Fetches the tasks that are not done. OK means that the stream ended well: all are done, or corrupt. After an error some may be done.
 absl::Status RunFetchStream(grpc::Channel& channel, const v1::FetchBlocksRequest& common, absl::Span<FetchTask* const> tasks,
-                            absl::Time deadline);
+                            absl::Time deadline, bool wait);
 
 // Pushes `header` and the gradients. The gradients' bytes are not used any more when it returns, whatever the outcome.
 absl::StatusOr<v1::PushAck> RunPushStream(grpc::Channel& channel, const v1::PushHeader& header,
-                                          absl::Span<const BlockGradient* const> gradients, absl::Time deadline);
+                                          absl::Span<const BlockGradient* const> gradients, absl::Time deadline, bool wait);
 
 }  // namespace membank

@@ -41,12 +41,13 @@ template <typename Request, typename Reply>
 absl::Status CallPeer(const MemoryPeer& peer, absl::Time deadline, bool retry,
                       grpc::Status (v1::MemoryService::Stub::*method)(grpc::ClientContext*, const Request&, Reply*), const Request& request,
                       Reply* reply) {
-  const auto call = [&] {
+  const auto call = [&](bool wait) {
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(deadline));
+    context.set_wait_for_ready(wait);
     return FromGrpc((peer.stub.get()->*method)(&context, request, reply), peer.name);
   };
-  return retry ? RetryWhileUnavailable(deadline, call) : call();
+  return retry ? RetryWhileUnavailable(deadline, call) : call(false);
 }
 
 void ToProto(const StepId& step, v1::StepId* out) {
@@ -266,7 +267,7 @@ absl::Status RpcMemoryClient::FetchOnce(const Topology& topology, std::vector<Fe
 
 absl::Status RpcMemoryClient::FetchPart(const MemoryPeer& peer, size_t channel, const std::vector<FetchTask*>& tasks,
                                         const v1::FetchBlocksRequest& common, absl::Time deadline) {
-  const auto run = [&] { return RunFetchStream(*peer.channels[channel], common, tasks, deadline); };
+  const auto run = [&](bool wait) { return RunFetchStream(*peer.channels[channel], common, tasks, deadline, wait); };
   const auto corrupt = [&]() -> const FetchTask* {
     for (const FetchTask* task : tasks) {
       if (!task->done && task->corrupt) return task;
@@ -329,8 +330,8 @@ absl::Status RpcMemoryClient::Push(const StepId& step, uint32_t rank, absl::Span
   return InParallel(parts.size(), [&](size_t i) -> absl::Status {
     const MemoryPeer& peer = topology->peers[i];
     v1::PushAck ack;
-    const auto push = [&]() -> absl::Status {
-      ASSIGN_OR_RETURN(ack, RunPushStream(*peer.channels[0], header, parts[i], deadline));
+    const auto push = [&](bool wait) -> absl::Status {
+      ASSIGN_OR_RETURN(ack, RunPushStream(*peer.channels[0], header, parts[i], deadline, wait));
       return absl::OkStatus();
     };
     absl::Status status = RetryWhileUnavailable(deadline, push);

@@ -20,13 +20,18 @@ absl::Duration Jittered(absl::Duration pause) {
 
 }  // namespace
 
-absl::Status RetryWhileUnavailable(absl::Time deadline, absl::FunctionRef<absl::Status()> call) {
+absl::Status RetryWhileUnavailable(absl::Time deadline, absl::FunctionRef<absl::Status(bool wait)> call) {
+  absl::Status away;
   absl::Duration pause = kFirstPause;
-  for (int attempts = 1;; ++attempts) {
-    absl::Status status = call();
-    if (status.code() != absl::StatusCode::kUnavailable) return status;
+  for (int attempts = 0;; ++attempts) {
+    absl::Status status = call(/*wait=*/attempts > 0);
+    if (status.code() == absl::StatusCode::kUnavailable) {
+      away = status;
+    } else if (status.code() != absl::StatusCode::kDeadlineExceeded || away.ok()) {
+      return status;
+    }
     const absl::Duration wait = Jittered(pause);
-    if (absl::Now() + wait >= deadline) return attempts == 1 ? status : Annotate(status, fmt::format("after {} attempts", attempts));
+    if (absl::Now() + wait >= deadline) return attempts == 0 ? away : Annotate(away, fmt::format("still away after {} attempts", attempts + 1));
     absl::SleepFor(wait);
     pause = std::min(pause * 2, kLongestPause);
   }

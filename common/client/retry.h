@@ -7,7 +7,8 @@
 
 namespace membank {
 
-// Calls until the status is not UNAVAILABLE or the deadline has come; the last UNAVAILABLE then comes back with the attempts counted.
-absl::Status RetryWhileUnavailable(absl::Time deadline, absl::FunctionRef<absl::Status()> call);
+// Calls until the status is not UNAVAILABLE or the deadline has come; the last UNAVAILABLE then comes back with the attempts counted. From the
+// second attempt on `wait` asks the call to wait for the connection: gRPC's connecting makes progress only while a call waits in it.
+absl::Status RetryWhileUnavailable(absl::Time deadline, absl::FunctionRef<absl::Status(bool wait)> call);
 
 }  // namespace membank
