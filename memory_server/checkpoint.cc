@@ -151,20 +151,27 @@ absl::Status CheckpointStore::LoadCuts() {
 
 absl::Status CheckpointStore::LoadVersions() {
   for (const std::string& name : SubdirectoryNames(versions_directory_)) {
-    const std::string directory = versions_directory_ + "/" + name, manifest = directory + kManifest;
+    const std::string directory = versions_directory_ + "/" + name;
     if (name[0] == '.') {
       RETURN_IF_ERROR(Remove(directory));
       continue;
     }
     Version version;
     version.name = name;
-    ASSIGN_OR_RETURN(const Json json, ReadJson(manifest));
-    RETURN_IF_ERROR(ReadMarks(json, manifest, spec_hash_, &version.marks, &version.digest));
-    ASSIGN_OR_RETURN(version.checkpoint_id, StringAt(json, "checkpoint", manifest));
-    ASSIGN_OR_RETURN(version.weights, open_store_(directory + kWeights, StoreAccess::kReadOnly));
+    version.damage = LoadVersion(directory, &version);
+    if (!version.damage.ok()) LOG_ERROR("version {} cannot be served: {}", name, std::string(version.damage.message()));
     absl::MutexLock lock(&mu_);
     versions_.emplace(name, std::move(version));
   }
+  return absl::OkStatus();
+}
+
+absl::Status CheckpointStore::LoadVersion(const std::string& directory, Version* version) const {
+  const std::string manifest = directory + kManifest;
+  ASSIGN_OR_RETURN(const Json json, ReadJson(manifest));
+  RETURN_IF_ERROR(ReadMarks(json, manifest, spec_hash_, &version->marks, &version->digest));
+  ASSIGN_OR_RETURN(version->checkpoint_id, StringAt(json, "checkpoint", manifest));
+  ASSIGN_OR_RETURN(version->weights, open_store_(directory + kWeights, StoreAccess::kReadOnly));
   return absl::OkStatus();
 }
 
@@ -237,6 +244,7 @@ absl::Status CheckpointStore::Publish(const std::string& id, const std::string& 
   ASSIGN_OR_RETURN(const Cut cut, Find(id));
   if (cut.committed == 0) return FailedPrecondition("checkpoint {} is not committed; commit it before publishing it", id);
   const absl::StatusOr<Version> existing = FindVersion(name);
+  if (!existing.ok() && !absl::IsNotFound(existing.status())) return existing.status();
   if (existing.ok()) {
     if (existing->checkpoint_id == id && existing->marks == cut.marks && existing->digest == cut.digest) return absl::OkStatus();
     return AlreadyExists("version {} was published from checkpoint {} at step {}, versions never change; choose another name", name,
@@ -251,7 +259,7 @@ absl::Status CheckpointStore::Publish(const std::string& id, const std::string& 
   RETURN_IF_ERROR(MakeVisible(building, directory));
   ASSIGN_OR_RETURN(std::shared_ptr<BlockStore> weights, open_store_(directory + kWeights, StoreAccess::kReadOnly));
   absl::MutexLock lock(&mu_);
-  versions_[name] = {name, id, cut.marks, cut.digest, std::move(weights)};
+  versions_[name] = {name, id, cut.marks, cut.digest, absl::OkStatus(), std::move(weights)};
   return absl::OkStatus();
 }
 
@@ -286,7 +294,10 @@ std::vector<Cut> CheckpointStore::List() const {
 absl::StatusOr<CheckpointStore::Version> CheckpointStore::FindVersion(const std::string& name) const {
   absl::MutexLock lock(&mu_);
   const auto it = versions_.find(name);
-  if (it != versions_.end()) return it->second;
+  if (it != versions_.end()) {
+    if (!it->second.damage.ok()) return Annotate(it->second.damage, "bank version " + name);
+    return it->second;
+  }
   std::vector<std::string> names;
   for (const auto& [known, version] : versions_) names.push_back(known);
   return NotFound("bank version \"{}\" is not published here; published: {}", name,
@@ -296,7 +307,8 @@ absl::StatusOr<CheckpointStore::Version> CheckpointStore::FindVersion(const std:
 std::vector<std::string> CheckpointStore::ListVersions() const {
   absl::MutexLock lock(&mu_);
   std::vector<std::string> names;
-  for (const auto& [name, version] : versions_) names.push_back(name);
+  for (const auto& [name, version] : versions_)
+    if (version.damage.ok()) names.push_back(name);
   return names;
 }
 

@@ -61,6 +61,7 @@ class CheckpointStore {
     std::string checkpoint_id;
     CutMarks marks;
     CutDigest digest;
+    absl::Status damage;  // found when it was opened; reads of this version fail with it, everything else goes on
     std::shared_ptr<BlockStore> weights;
   };
 
@@ -82,12 +83,13 @@ class CheckpointStore {
   std::optional<Cut> LastCommitted() const ABSL_LOCKS_EXCLUDED(mu_);
   std::vector<Cut> List() const ABSL_LOCKS_EXCLUDED(mu_);  // oldest first
   absl::StatusOr<Version> FindVersion(const std::string& name) const ABSL_LOCKS_EXCLUDED(mu_);
-  std::vector<std::string> ListVersions() const ABSL_LOCKS_EXCLUDED(mu_);
+  std::vector<std::string> ListVersions() const ABSL_LOCKS_EXCLUDED(mu_);  // without damaged ones
 
  private:
   CheckpointStore(const std::string& data_directory, const std::string& spec_hash, OpenBlockStore open_store, uint32_t keep_checkpoints);
   absl::Status LoadCuts() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status LoadVersions() ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status LoadVersion(const std::string& directory, Version* version) const;
   absl::Status Remove(const std::string& directory);
   void CollectGarbage(const Cut& newest) ABSL_LOCKS_EXCLUDED(mu_);
   uint64_t NextSequence() const ABSL_LOCKS_EXCLUDED(mu_);

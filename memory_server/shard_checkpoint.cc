@@ -169,7 +169,9 @@ absl::Status Shard::RestoreCheckpoint(const std::string& id) {
 }
 
 absl::StatusOr<Shard::Head> Shard::LoadCut(const Cut& cut) const {
-  ASSIGN_OR_RETURN(const HeadStores stores, checkpoints_->OpenCut(cut));
+  const absl::StatusOr<HeadStores> opened = checkpoints_->OpenCut(cut);
+  if (!opened.ok()) return Annotate(opened.status(), fmt::format("checkpoint {} in {}", cut.id, cut.directory));
+  const HeadStores& stores = *opened;
   Head head;
   head.marks = cut.marks;
   CutDigest digest;
