@@ -1,7 +1,9 @@
 #include "model_worker/model/transformer.h"
 
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+
 #include <algorithm>
-#include <cmath>
 
 #include "model_worker/kernels/ops.h"
 #include "model_worker/model/stack.h"
@@ -12,30 +14,32 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-struct TapeHolder : torch::CustomClassHolder {
+// One node of the autograd graph for the whole stack of layers. Its inputs are the anchor's parameters, or none when the anchor is frozen.
+// torch::autograd::Function cannot take a list of tensors, so this is the Node itself.
+struct StackNode : torch::autograd::Node {
+  const Stack* stack = nullptr;
   Tape tape;
-  Stack* stack = nullptr;
+
+  variable_list apply(variable_list&& d_out) override {
+    TORCH_CHECK(!tape.layers.empty(), "backward a second time through the same Forward");
+    return stack->Backward(tape, d_out[0]);
+  }
+  std::string name() const override { return "membank::Stack"; }
+  void release_variables() override { tape = Tape(); }
 };
 
-// One node of the autograd graph for the whole stack of layers.
-struct StackFunction : torch::autograd::Function<StackFunction> {
-  static torch::Tensor forward(AutogradContext* ctx, Stack* stack, const RaggedBatch* batch, const variable_list& parameters) {
-    auto holder = c10::make_intrusive<TapeHolder>();
-    holder->stack = stack;
-    torch::Tensor hidden = stack->Forward(*batch, &holder->tape);
-    ctx->saved_data["tape"] = c10::IValue::make_capsule(holder);
-    ctx->saved_data["parameters"] = static_cast<int64_t>(parameters.size());
-    return hidden;
+torch::Tensor ForwardWithGraph(Stack* stack, const RaggedBatch& batch, bool train_anchor) {
+  const std::shared_ptr<StackNode> node(new StackNode, torch::autograd::deleteNode);
+  node->stack = stack;
+  if (train_anchor) node->set_next_edges(torch::autograd::collect_next_edges(stack->Parameters()));
+  torch::Tensor hidden;
+  {
+    torch::NoGradGuard no_grad;
+    hidden = stack->Forward(batch, &node->tape);
   }
-
-  static variable_list backward(AutogradContext* ctx, variable_list d_out) {
-    const auto holder = c10::static_intrusive_pointer_cast<TapeHolder>(ctx->saved_data["tape"].toCapsule());
-    variable_list gradients = holder->stack->Backward(holder->tape, d_out[0]);
-    gradients.resize(static_cast<size_t>(ctx->saved_data["parameters"].toInt()));   // frozen: one stand-in without a gradient
-    gradients.insert(gradients.begin(), 2, torch::Tensor());                        // stack and batch
-    return gradients;
-  }
-};
+  torch::autograd::create_gradient_edge(hidden, node);
+  return hidden;
+}
 
 struct LossGradients {
   torch::Tensor loss, d_hidden, d_head;
@@ -135,8 +139,7 @@ Transformer::Transformer(Transformer&&) noexcept = default;
 
 torch::Tensor Transformer::Forward(const RaggedBatch& batch) {
   if (torch::GradMode::is_enabled() && (train_anchor_ || WantsGradient(batch))) {
-    variable_list parameters = train_anchor_ ? stack_->Parameters() : variable_list{torch::zeros({1}).set_requires_grad(true)};
-    return StackFunction::apply(stack_.get(), &batch, parameters);
+    return ForwardWithGraph(stack_.get(), batch, train_anchor_);
   }
   torch::NoGradGuard no_grad;
   return stack_->Forward(batch, nullptr);

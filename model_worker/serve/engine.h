@@ -119,7 +119,7 @@ struct EngineFacts {
   std::string anchor_fingerprint;
   std::optional<BankSpec> bank;        // not set: no memory
   uint32_t context = 0;
-  int32_t vocab = 0;
+  int32_t vocab = 0;                   // the tokenizer's; the anchor's may be padded to more
 };
 
 class Engine {

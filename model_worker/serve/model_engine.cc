@@ -72,10 +72,11 @@ ModelEngine::ModelEngine(std::unique_ptr<Transformer> model, const Tokenizer* to
   const ModelConfig& config = model_->config();
   facts_.anchor_fingerprint = model_->weights().fingerprint;
   facts_.context = options.context > 0 ? options.context : static_cast<uint32_t>(config.context);
-  facts_.vocab = static_cast<int32_t>(config.vocab);
+  facts_.vocab = tokenizer->vocab_size();
   step_options_.prefill_tokens = options.prefill_tokens;
   step_options_.context = facts_.context;
   step_options_.eos_id = tokenizer->eos_id();
+  step_options_.vocab = static_cast<size_t>(facts_.vocab);
 }
 
 ModelEngine::~ModelEngine() {

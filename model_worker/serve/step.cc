@@ -179,9 +179,9 @@ void UseLogits(Transformer& model, const StepOptions& options, const torch::Tens
     const torch::Tensor logits = model.Logits(hidden.index_select(0, rows.to(hidden.device()))).to(torch::kCPU).contiguous();
     torch::Tensor log_sums;
     if (std::any_of(wants.begin() + begin, wants.begin() + end, NeedsLogSum)) log_sums = logits.logsumexp(1);
-    const size_t vocab = static_cast<size_t>(logits.size(1));
+    const size_t width = static_cast<size_t>(logits.size(1));
     for (size_t i = begin; i < end; ++i) {
-      const absl::Span<const float> row(logits.data_ptr<float>() + (i - begin) * vocab, vocab);
+      const absl::Span<const float> row(logits.data_ptr<float>() + (i - begin) * width, options.vocab);
       UseRow(options, wants[i], row, log_sums.defined() ? log_sums.data_ptr<float>()[i - begin] : 0.0f, count);
     }
   }

@@ -50,7 +50,8 @@ absl::Status Checkpointer::DeleteOld() const {
   for (size_t i = 0; i + keep_ < checkpoints.size(); ++i) {
     const std::string& id = checkpoints[i].id;
     RETURN_IF_ERROR(directory_->Uncommit(id));
-    RETURN_IF_ERROR(client_->DeleteCheckpoint(id));
+    // The servers keep a number of their own and may have removed it at the commit.
+    if (const absl::Status deleted = client_->DeleteCheckpoint(id); !deleted.ok() && !absl::IsNotFound(deleted)) return deleted;
     RETURN_IF_ERROR(directory_->RemoveFiles(id));
   }
   return absl::OkStatus();

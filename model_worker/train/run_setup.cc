@@ -97,7 +97,8 @@ absl::Status RemoveOrphans(const RunDirectory& directory, const std::string& run
   ASSIGN_OR_RETURN(const std::vector<CheckpointInfo> at_servers, client.ListCheckpoints());
   for (const CheckpointInfo& checkpoint : at_servers) {
     if (checkpoint.id.rfind(run_id + "-", 0) != 0 || keep.contains(checkpoint.id)) continue;
-    RETURN_IF_ERROR(checkpoint.committed ? client.DeleteCheckpoint(checkpoint.id) : client.AbortCheckpoint(checkpoint.id));
+    const absl::Status removed = checkpoint.committed ? client.DeleteCheckpoint(checkpoint.id) : client.AbortCheckpoint(checkpoint.id);
+    if (!removed.ok() && !absl::IsNotFound(removed)) return removed;
   }
   std::error_code error;
   std::vector<std::string> local;
