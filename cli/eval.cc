@@ -206,8 +206,9 @@ absl::Status Print(const Report& report, const EvalOptions& options, bool cloze)
   nlohmann::json json = {{"kind", cloze ? "cloze" : "loss"},       {"input", options.input},           {"items", report.items.size()},
                          {"model", report.facts.model},            {"bank", report.facts.bank_id},     {"bank_version", report.facts.bank_version},
                          {"modes", nlohmann::json::object()}};
-  fmt::print("{} {} of {}, bank {} version {}\n", report.items.size(), cloze ? "questions" : "pages", options.input, report.facts.bank_id,
-             report.facts.bank_version.empty() ? "(live head)" : report.facts.bank_version);
+  const std::string version = report.facts.bank_version.empty() ? "(live head)" : report.facts.bank_version;
+  fmt::print("{} {} of {}, {}\n", report.items.size(), cloze ? "questions" : "pages", options.input,
+             report.facts.bank_id.empty() ? "no bank" : fmt::format("bank {} version {}", report.facts.bank_id, version));
   fmt::print("{:<24} {:>9}   {:<19} {:>12}\n", "memory", cloze ? "accuracy" : "loss", "95% interval", cloze ? "right" : "tokens");
   const auto print = [&](const std::string& name, const Row& row) {
     const std::string count = cloze ? fmt::format("{:.0f}/{:.0f}", row.numerator, row.denominator) : fmt::format("{:.0f}", row.denominator);

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kMaxTexts = 256;
 constexpr int kMaxScoreItems = 1024;
+constexpr size_t kMaxSpecialBytes = 64, kMaxSpecialTokens = 256;  // of the stop texts that are remembered as tokens
 
 // The same path goes to the same worker; the anchor alone runs anywhere equally well.
 std::optional<uint64_t> Affinity(const BlockPath& path) {
@@ -75,6 +76,7 @@ absl::StatusOr<std::unique_ptr<Generation>> Router::Generate(CallScope& scope, c
   ToProto(admission.path, forward.mutable_path());
   *forward.mutable_levels() = request.memory().levels();
   *forward.mutable_sampling() = request.sampling();
+  if (request.prompt().parse_special()) RETURN_IF_ERROR(StopAtSpecialTokens(scope, forward.mutable_sampling()));
 
   std::unique_ptr<Generation> generation;
   RETURN_IF_ERROR(OnSomeWorker(Affinity(admission.path), [&](WorkerPool::Lease& lease) {
@@ -91,6 +93,37 @@ absl::StatusOr<std::unique_ptr<Generation>> Router::Generate(CallScope& scope, c
     return absl::OkStatus();
   }));
   return generation;
+}
+
+absl::Status Router::StopAtSpecialTokens(CallScope& scope, v1::Sampling* sampling) {
+  std::vector<std::string> texts;
+  for (const std::string& stop : sampling->stop()) {
+    if (!stop.starts_with("<|") || !stop.ends_with("|>") || stop.size() > kMaxSpecialBytes) {
+      texts.push_back(stop);
+      continue;
+    }
+    std::optional<std::optional<int32_t>> known;
+    {
+      absl::MutexLock lock(&mu_);
+      if (const auto found = special_tokens_.find(stop); found != special_tokens_.end()) known = found->second;
+    }
+    if (!known) {
+      v1::TokenizeRequest request;
+      request.set_text(stop);
+      request.set_parse_special(true);
+      ASSIGN_OR_RETURN(const v1::TokenizeReply reply, Tokenize(scope, request));
+      known = reply.ids_size() == 1 ? std::optional<int32_t>(reply.ids(0)) : std::nullopt;
+      absl::MutexLock lock(&mu_);
+      if (special_tokens_.size() < kMaxSpecialTokens) special_tokens_[stop] = *known;
+    }
+    if (*known) {
+      sampling->add_stop_tokens(**known);
+    } else {
+      texts.push_back(stop);
+    }
+  }
+  sampling->mutable_stop()->Assign(texts.begin(), texts.end());
+  return absl::OkStatus();
 }
 
 absl::StatusOr<v1::RouteScoreReply> Router::Score(CallScope& scope, const v1::RouteScoreRequest& request) {

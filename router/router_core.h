@@ -5,6 +5,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -70,11 +71,15 @@ class Router {
   absl::StatusOr<BlockPath> ExplicitPath(const std::string& text) const;
   absl::StatusOr<v1::Resolution> ToResolution(const Resolution& found) const;
   absl::Status CheckBank(const std::string& bank) const;
+  // In a prompt with special tokens a stop text like "<|im_end|>" means the token: it never shows in the text of an answer.
+  absl::Status StopAtSpecialTokens(CallScope& scope, v1::Sampling* sampling) ABSL_LOCKS_EXCLUDED(mu_);
   // Calls `call` with one worker after another until one accepts: an error that says "not here, not now" moves on.
   absl::Status OnSomeWorker(std::optional<uint64_t> affinity, const std::function<absl::Status(WorkerPool::Lease&)>& call);
 
   WorkerPool& workers_;
   PathFinder* const paths_;
+  absl::Mutex mu_;
+  std::map<std::string, std::optional<int32_t>> special_tokens_ ABSL_GUARDED_BY(mu_);  // nothing: the model has no such token
 };
 
 }  // namespace membank

@@ -227,6 +227,7 @@ absl::StatusOr<CompletionRequest> ParseChatRequest(const std::string& body, bool
   ASSIGN_OR_RETURN(std::string prompt, RenderChat(reader, &question));
   generate.mutable_prompt()->set_text(std::move(prompt));
   generate.mutable_prompt()->set_parse_special(true);
+  generate.mutable_sampling()->add_stop(kChatEnd);
   v1::MemoryOptions& memory = *generate.mutable_memory();
   const bool fetched = memory.mode() == v1::MEMORY_MODE_FETCHED || memory.mode() == v1::MEMORY_MODE_UNSPECIFIED;
   if (can_resolve && fetched && memory.source_case() == v1::MemoryOptions::SOURCE_NOT_SET && !question.empty()) memory.set_retrieve_on(question);

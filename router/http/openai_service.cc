@@ -134,36 +134,12 @@ absl::StatusOr<std::string> OpenAiService::CheckModel(const std::string& model) 
   return NotFound("model '{}' is not served here; served are: {}", model, served);
 }
 
-// A chat answer ends with the token that ends every message.
-absl::Status OpenAiService::AddChatStop(CallScope& scope, CompletionRequest* request) {
-  std::optional<int32_t> end;
-  {
-    absl::MutexLock lock(&mu_);
-    end = chat_end_;
-  }
-  if (!end) {
-    v1::TokenizeRequest tokenize;
-    tokenize.set_text(kChatEnd);
-    tokenize.set_parse_special(true);
-    ASSIGN_OR_RETURN(const v1::TokenizeReply reply, router_.Tokenize(scope, tokenize));
-    if (reply.ids_size() != 1) return FailedPrecondition("the model has no token {}: it is no chat model; use /v1/completions", kChatEnd);
-    end = reply.ids(0);
-    absl::MutexLock lock(&mu_);
-    chat_end_ = end;
-  }
-  for (v1::RouteGenerateRequest& prompt : request->prompts) prompt.mutable_sampling()->add_stop_tokens(*end);
-  return absl::OkStatus();
-}
-
 HttpResponse OpenAiService::Complete(const HttpRequest& request, absl::StatusOr<CompletionRequest> parsed) {
   if (!parsed.ok()) return ErrorResponse(parsed.status());
   const absl::StatusOr<std::string> model = CheckModel(parsed->model);
   if (!model.ok()) return ErrorResponse(model.status());
   std::shared_ptr<CallScope> scope = Scope();
   std::shared_ptr<void> watch = request.when_gone([scope] { scope->Cancel(); });
-  if (parsed->chat) {
-    if (const absl::Status status = AddChatStop(*scope, &*parsed); !status.ok()) return ErrorResponse(status);
-  }
   const bool chat = parsed->chat;
   nlohmann::json envelope = Envelope(chat, parsed->stream, NewId(chat ? "chatcmpl" : "cmpl"), std::time(nullptr), *model);
 

@@ -4,12 +4,9 @@
 
 #include <atomic>
 #include <chrono>
-#include <optional>
 #include <string>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "common/base/thread_pool.h"
 #include "router/http/http_server.h"
 #include "router/http/openai_reply.h"
@@ -34,7 +31,6 @@ class OpenAiService {
   HttpResponse Detokenize(const HttpRequest& request);
 
   absl::StatusOr<std::string> CheckModel(const std::string& model) const;
-  absl::Status AddChatStop(CallScope& scope, CompletionRequest* request);
   absl::Status CompleteAll(CallScope& scope, const CompletionRequest& request, std::vector<Answer>* answers);
   std::shared_ptr<CallScope> Scope() const;
   std::string NewId(const char* prefix);
@@ -42,8 +38,6 @@ class OpenAiService {
   Router& router_;
   const std::chrono::milliseconds request_timeout_;
   std::atomic<uint64_t> next_id_{0};
-  absl::Mutex mu_;
-  std::optional<int32_t> chat_end_ ABSL_GUARDED_BY(mu_);  // the model's token that ends a message
   ThreadPool pool_{32};  // for the prompts of one request beyond its first
 };
 

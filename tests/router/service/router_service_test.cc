@@ -166,6 +166,21 @@ TEST(RouterServiceTest, CancelAndDeadlineReachTheWorker) {
   EXPECT_EQ(served.pool->States().front().in_flight(), 0u);
 }
 
+TEST(RouterServiceTest, StopTextsThatAreSpecialTokensBecomeTokens) {
+  Served served;
+  v1::RouteGenerateRequest request = Ask("x");
+  for (const char* stop : {"plain", "<|im_end|>", "<|no_such_token|>"}) request.mutable_sampling()->add_stop(stop);
+  ASSERT_TRUE(served.Generate(request).status.ok());
+  EXPECT_EQ(served.fake().last_request().sampling().stop_size(), 3);  // without special tokens all are texts
+  request.mutable_prompt()->set_parse_special(true);
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_TRUE(served.Generate(request).status.ok());
+    const v1::Sampling sampling = served.fake().last_request().sampling();
+    EXPECT_THAT(sampling.stop(), testing::ElementsAre("plain", "<|no_such_token|>"));
+    EXPECT_THAT(sampling.stop_tokens(), testing::ElementsAre(FakeWorker::kChatEndToken));
+  }
+}
+
 TEST(RouterServiceTest, ScoreResolvesEachItem) {
   Served served;
   v1::RouteScoreRequest request;
