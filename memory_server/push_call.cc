@@ -1,8 +1,5 @@
 #include "memory_server/push_call.h"
 
-#include <cstring>
-
-#include "common/base/crc32c.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/raw_message.h"
 #include "common/rpc/status.h"
@@ -55,7 +52,7 @@ absl::Status PushCall::BeginPush(const std::string& bytes) {
 absl::Status PushCall::BeginBlock(const std::string& bytes) {
   if (!push_) return InvalidArgument("a block came before the push header");
   if (push_->outcome() != PushOutcome::kAccepted) return absl::OkStatus();
-  if (in_block_) return InvalidArgument("the next block began after {} of {} bytes of block {}", received_, buffer_.size(), ToString(id_));
+  if (in_block_) return InvalidArgument("the next block began after {} of {} bytes of block {}", copy_.received(), copy_.size(), ToString(id_));
   if (blocks_ == header_.block_count()) return InvalidArgument("more than the announced {} blocks came", header_.block_count());
   v1::GradientHeader block;
   if (!block.ParseFromString(bytes)) return InvalidArgument("a block header is no GradientHeader message");
@@ -65,9 +62,8 @@ absl::Status PushCall::BeginBlock(const std::string& bytes) {
   dtype_ = *dtype;
   RETURN_IF_ERROR(WithWrongSlot(*shard_, id_, push_->CheckBlock(id_, dtype_, block.total_bytes())));
   buffer_ = Buffer(block.total_bytes());
+  copy_ = CheckedCopy(buffer_.span());
   expected_crc_ = block.crc32c();
-  crc_ = 0;
-  received_ = 0;
   in_block_ = true;
   return absl::OkStatus();
 }
@@ -75,21 +71,16 @@ absl::Status PushCall::BeginBlock(const std::string& bytes) {
 absl::Status PushCall::Append(absl::Span<const uint8_t> piece) {
   if (push_ && push_->outcome() != PushOutcome::kAccepted) return absl::OkStatus();
   if (!in_block_) return InvalidArgument("{} bytes of data came outside of a block", piece.size());
-  if (piece.size() > buffer_.size() - received_) {
-    return InvalidArgument("block {} got more than its {} bytes", ToString(id_), buffer_.size());
-  }
-  std::memcpy(buffer_.data() + received_, piece.data(), piece.size());
-  crc_ = ExtendCrc32c(crc_, buffer_.data() + received_, piece.size());  // of what was written, while it is in the cache
-  received_ += piece.size();
-  return received_ == buffer_.size() ? EndBlock() : absl::OkStatus();
+  if (!copy_.Append(piece)) return InvalidArgument("block {} got more than its {} bytes", ToString(id_), copy_.size());
+  return copy_.complete() ? EndBlock() : absl::OkStatus();
 }
 
 absl::Status PushCall::EndBlock() {
   in_block_ = false;
   ++blocks_;
-  if (crc_ != expected_crc_) {
-    return DataLoss("the gradient of block {} arrived with CRC32C {:08x}, its header says {:08x}; the push does not count", ToString(id_), crc_,
-                    expected_crc_);
+  if (copy_.crc() != expected_crc_) {
+    return DataLoss("the gradient of block {} arrived with CRC32C {:08x}, its header says {:08x}; the push does not count", ToString(id_),
+                    copy_.crc(), expected_crc_);
   }
   total_bytes_ += buffer_.size();
   return push_->AddBlock(id_, dtype_, std::move(buffer_));

@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "common/rpc/checked_copy.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/server_callback.h"
 #include "membank/v1/memory.pb.h"
@@ -41,9 +42,9 @@ class PushCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   bool in_block_ = false;
   BlockId id_;
   DType dtype_ = DType::kF32;
-  uint32_t expected_crc_ = 0, crc_ = 0;
+  uint32_t expected_crc_ = 0;
   Buffer buffer_;
-  size_t received_ = 0;
+  CheckedCopy copy_;  // into buffer_
   uint64_t total_bytes_ = 0;
 };
 

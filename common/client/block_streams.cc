@@ -1,11 +1,9 @@
 #include "common/client/block_streams.h"
 
-#include <atomic>
-#include <cstring>
-
 #include "absl/synchronization/mutex.h"
 #include "common/base/crc32c.h"
 #include "common/base/status_macros.h"
+#include "common/rpc/checked_copy.h"
 #include "common/rpc/raw_message.h"
 #include "common/rpc/status.h"
 #include "common/rpc/wire.h"
@@ -39,7 +37,7 @@ class FetchReceiver {
 
   // The stream ended well; did it hold everything?
   absl::Status Finish() const {
-    if (in_block_) return DataLoss("the stream ended after {} of {} bytes of block {}", received_, header_.total_bytes(), Current());
+    if (in_block_) return DataLoss("the stream ended after {} of {} bytes of block {}", copy_.received(), copy_.size(), Current());
     if (next_ < tasks_.size()) return DataLoss("the stream ended before block {}", ToString(tasks_[next_]->block->id));
     return absl::OkStatus();
   }
@@ -48,7 +46,7 @@ class FetchReceiver {
   std::string Current() const { return ToString(task_->block->id); }
 
   absl::Status BeginBlock(const std::string& bytes) {
-    if (in_block_) return DataLoss("the next block began after {} of {} bytes of block {}", received_, header_.total_bytes(), Current());
+    if (in_block_) return DataLoss("the next block began after {} of {} bytes of block {}", copy_.received(), copy_.size(), Current());
     if (!header_.ParseFromString(bytes)) return DataLoss("a block header is no BlockHeader message");
     const BlockId id = FromProto(header_.id());
     if (next_ == tasks_.size()) return DataLoss("block {} came unasked, after the last one", ToString(id));
@@ -65,28 +63,21 @@ class FetchReceiver {
     if (header_.total_bytes() != block.destination.size()) {
       return DataLoss("block {} has {} bytes on the server, its size here is {}", Current(), header_.total_bytes(), block.destination.size());
     }
-    received_ = 0;
-    crc_ = 0;
+    copy_ = CheckedCopy(block.destination);
     in_block_ = true;
     return absl::OkStatus();
   }
 
   absl::Status Append(absl::Span<const uint8_t> piece) {
     if (!in_block_) return DataLoss("{} bytes of data came outside of a block", piece.size());
-    absl::Span<uint8_t> destination = task_->block->destination;
-    if (piece.size() > destination.size() - received_) {
-      return DataLoss("block {} got more than its {} bytes", Current(), destination.size());
-    }
-    std::memcpy(destination.data() + received_, piece.data(), piece.size());
-    crc_ = ExtendCrc32c(crc_, destination.data() + received_, piece.size());  // of what was written, while it is in the cache
-    received_ += piece.size();
-    if (received_ == destination.size()) EndBlock();
+    if (!copy_.Append(piece)) return DataLoss("block {} got more than its {} bytes", Current(), copy_.size());
+    if (copy_.complete()) EndBlock();
     return absl::OkStatus();
   }
 
   void EndBlock() {
     in_block_ = false;
-    task_->corrupt = crc_ != header_.crc32c();
+    task_->corrupt = copy_.crc() != header_.crc32c();
     task_->done = !task_->corrupt;
   }
 
@@ -95,8 +86,7 @@ class FetchReceiver {
   FetchTask* task_ = nullptr;
   v1::BlockHeader header_;
   bool in_block_ = false;
-  uint64_t received_ = 0;
-  uint32_t crc_ = 0;
+  CheckedCopy copy_;
 };
 
 // Counts slices that gRPC still borrows: it may hold them after the call has ended, until the socket has let go of them.

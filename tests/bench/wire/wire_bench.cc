@@ -3,6 +3,7 @@
 // A figure is the 90th percentile of its windows; what counts is the ratio. Usage: wire_bench [--seconds N per row] [--json FILE]
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -176,29 +177,41 @@ struct Variant {
 struct Row {
   std::string figure, baseline;
   double value, base, target;
+  double cpu_seconds_per_gb;      // both ends and the kernel: what a busy machine does not change
 };
+
+double CpuSeconds() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](timeval t) { return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec); };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
 
 // Windows of 100 ms take turns; GB/s of each variant's 90th percentile.
 std::vector<Row> Measure(const std::string& title, double bytes_per_call, const std::vector<Variant>& variants, double seconds) {
   std::vector<std::vector<double>> windows(variants.size());
+  std::vector<double> cpu(variants.size()), moved(variants.size());
   for (const Variant& variant : variants) variant.once();  // warm
   const int rounds = std::max(5, static_cast<int>(seconds / 0.1 / static_cast<double>(variants.size())));
   for (int round = 0; round < rounds; ++round) {
     for (size_t v = 0; v < variants.size(); ++v) {
       double spent = 0, bytes = 0;
+      const double cpu_start = CpuSeconds();
       while (spent < 0.1) {
         spent += variants[v].once();
         bytes += bytes_per_call;
       }
       windows[v].push_back(bytes / spent / 1e9);
+      cpu[v] += CpuSeconds() - cpu_start;
+      moved[v] += bytes / 1e9;
     }
   }
   std::vector<Row> rows;
   for (size_t v = 0; v < variants.size(); ++v) {
     std::sort(windows[v].begin(), windows[v].end());
     const double value = windows[v][windows[v].size() * 9 / 10];
-    rows.push_back({title + ", " + variants[v].name, variants[0].name, value, rows.empty() ? value : rows[0].value, variants[v].target});
-    printf("%-62s %7.2f GB/s  %5.2f of %s%s\n", rows.back().figure.c_str(), value, value / rows.back().base, variants[0].name.c_str(),
+    rows.push_back({title + ", " + variants[v].name, variants[0].name, value, rows.empty() ? value : rows[0].value, variants[v].target, cpu[v] / moved[v]});
+    printf("%-67s %6.2f GB/s %6.2f cpu-s/GB  %5.2f of %s%s\n", rows.back().figure.c_str(), value, rows.back().cpu_seconds_per_gb, value / rows.back().base, variants[0].name.c_str(),
            variants[v].target == 0 ? "" : fmt::format("  target {:.2f}: {}", variants[v].target,
                                                       value / rows.back().base >= variants[v].target ? "held" : "NOT held").c_str());
     fflush(stdout);
@@ -321,7 +334,7 @@ int main(int argc, char** argv) {
     nlohmann::json out = nlohmann::json::array();
     for (const membank::Row& row : rows) {
       out.push_back({{"figure", row.figure}, {"value", row.value}, {"unit", "GB/s"}, {"baseline", row.baseline}, {"baseline_value", row.base},
-                     {"ratio", row.value / row.base}, {"target", row.target}});
+                     {"ratio", row.value / row.base}, {"target", row.target}, {"cpu_seconds_per_gb", row.cpu_seconds_per_gb}});
     }
     membank::Check(membank::WriteFileAtomic(json_path, out.dump(1) + "\n"));
   }
