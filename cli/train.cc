@@ -3,7 +3,6 @@
 #include <csignal>
 
 #include <atomic>
-#include <map>
 #include <memory>
 #include <string>
 
@@ -27,15 +26,14 @@ void RequestStop(int signal) {
 struct TrainCommand {
   TrainOptions options;
   MemoryServers servers;
-  std::string dtype = "bf16";
+  std::string mode = "frozen", resume = "auto", prefetch = "on", dtype = "bf16";
 };
-
-const std::map<std::string, TrainMode> kModes = {{"frozen", TrainMode::kFrozen}, {"cotrain", TrainMode::kCotrain}};
-const std::map<std::string, bool> kResume = {{"auto", true}, {"never", false}};
-const std::map<std::string, bool> kSwitch = {{"on", true}, {"off", false}};
 
 absl::Status RunTrain(const TrainCommand& command) {
   TrainOptions options = command.options;
+  options.mode = command.mode == "cotrain" ? TrainMode::kCotrain : TrainMode::kFrozen;
+  options.resume = command.resume == "auto";
+  options.prefetch = command.prefetch == "on";
   ASSIGN_OR_RETURN(options.dtype, ParseDType(command.dtype));
   ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, command.servers.Connect());
   std::signal(SIGINT, RequestStop);
@@ -54,14 +52,14 @@ void AddWhatAndWhere(CLI::App* app, TrainCommand* command) {
   app->add_option("--corpus", o.corpus_path, "directory that `membank corpus build` wrote")->required()->check(CLI::ExistingDirectory);
   app->add_option("--output", o.output, "run directory: log.jsonl, loss.svg, checkpoints/")->required();
   command->servers.AddOptions(app);
-  app->add_option("--resume", o.resume, "auto: continue the run in --output from its newest checkpoint; never: --output must hold no run")
-      ->transform(CLI::CheckedTransformer(kResume))->default_str("auto");
+  app->add_option("--resume", command->resume, "auto: continue the run in --output from its newest checkpoint; never: --output must hold no run")
+      ->check(CLI::IsMember({"auto", "never"}))->capture_default_str();
 }
 
 void AddRecipe(CLI::App* app, TrainCommand* command) {
   TrainOptions& o = command->options;
-  app->add_option("--mode", o.mode, "frozen: only the bank learns; cotrain: the anchor learns with it")
-      ->transform(CLI::CheckedTransformer(kModes))->default_str("frozen");
+  app->add_option("--mode", command->mode, "frozen: only the bank learns; cotrain: the anchor learns with it")
+      ->check(CLI::IsMember({"frozen", "cotrain"}))->capture_default_str();
   auto* length = app->add_option_group("length", "how long");
   length->add_option("--steps", o.steps, "optimizer steps");
   length->add_option("--epochs", o.epochs, "passes over the corpus, rounded up to whole steps");
@@ -89,12 +87,12 @@ void AddRunning(CLI::App* app, TrainCommand* command) {
   app->add_option("--staleness", o.staleness, "0: exact. 1: a step may compute before the one in front of it is applied; not reproducible")
       ->capture_default_str();
   app->add_option("--checkpoint-every", o.checkpoint_every, "steps; 0 = only at the start and the end")->capture_default_str();
-  app->add_option("--keep-checkpoints", o.keep_checkpoints, "older ones are deleted, here and at the servers")->capture_default_str();
+  app->add_option("--keep-checkpoints", o.keep_checkpoints, "older ones are deleted, here and at the servers (which keep at most their own --keep-checkpoints)")->capture_default_str();
   app->add_option("--log-every", o.log_every, "steps between lines of log.jsonl")->capture_default_str();
   app->add_option("--threads", o.threads, "compute threads, 0 = one per core")->capture_default_str();
   app->add_option("--cache-bytes", o.cache_bytes, "blocks kept on this worker")->transform(CLI::AsSizeValue(false))->capture_default_str();
-  app->add_option("--prefetch", o.prefetch, "on: the next step's blocks come while this one computes; off: for comparison, same result")
-      ->transform(CLI::CheckedTransformer(kSwitch))->default_str("on");
+  app->add_option("--prefetch", command->prefetch, "on: the next step's blocks come while this one computes; off: for comparison, same result")
+      ->check(CLI::IsMember({"on", "off"}))->capture_default_str();
 }
 
 }  // namespace

@@ -1,0 +1,309 @@
+// The whole trainer over in-process shards: PyTorch's numbers, equal results whatever the overlap and micro-batches, resume after crashes at
+// every call to the servers, and what is refused.
+#include "model_worker/train/trainer.h"
+
+#include <cstdlib>
+#include <filesystem>
+#include <map>
+#include <memory>
+
+#include "common/base/file.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+#include "tests/testing/shard_memory_client.h"
+#include "tests/testing/tiny_run.h"
+
+namespace membank {
+namespace {
+
+using testing_support::ShardMemoryClient;
+using testing_support::TinyRun;
+using ::testing::HasSubstr;
+
+const std::atomic<bool> kNeverStop{false};
+
+std::vector<nlohmann::json> ReadLog(const TrainOptions& options) {
+  std::vector<nlohmann::json> lines;
+  const std::string text = *ReadFile(options.output + "/log.jsonl");
+  for (size_t begin = 0, end; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1)
+    lines.push_back(nlohmann::json::parse(text.substr(begin, end - begin)));
+  return lines;
+}
+
+std::vector<double> Losses(const TrainOptions& options, const char* key = "loss") {
+  std::vector<double> losses;
+  for (const nlohmann::json& line : ReadLog(options)) losses.push_back(line.at(key));
+  return losses;
+}
+
+class TrainerTest : public ::testing::Test {
+ protected:
+  void SetUp() override { run_.WriteCorpus(TinyRun::RandomSequences(10, 4)); }
+
+  std::unique_ptr<ShardMemoryClient> NewBank(const std::string& name, int servers = 2) {
+    return std::make_unique<ShardMemoryClient>(run_.spec(), run_.path() + "/bank-" + name, servers);
+  }
+
+  // Trains a fresh bank and returns it.
+  std::unique_ptr<ShardMemoryClient> TrainFresh(const std::string& name, TrainOptions options) {
+    auto bank = NewBank(name);
+    const auto summary = Train(options, *bank, kNeverStop);
+    EXPECT_TRUE(summary.ok()) << summary.status();
+    return bank;
+  }
+
+  TinyRun run_;
+};
+
+TEST_F(TrainerTest, FrozenTrainingLowersTheLossAndReportsIt) {
+  TrainOptions options = run_.Options("run");
+  options.steps = 40;
+  auto bank = NewBank("a");
+  const auto summary = Train(options, *bank, kNeverStop);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  const std::vector<double> losses = Losses(options);
+  ASSERT_EQ(losses.size(), 40u);
+  EXPECT_LT(losses.back(), 0.8 * losses.front());
+  EXPECT_EQ(summary->loss, losses.back());
+  EXPECT_TRUE(summary->finished());
+  EXPECT_GT(summary->pushed_bytes, 0u);
+  EXPECT_EQ(bank->GetStatus()->head_step, 40u);
+  EXPECT_TRUE(std::filesystem::exists(options.output + "/loss.svg"));
+}
+
+TEST_F(TrainerTest, PrefetchChangesNothing) {
+  TrainOptions options = run_.Options("prefetch");
+  options.generic_probability = 0.3;
+  auto with = TrainFresh("with", options);
+  TrainOptions without_options = options;
+  without_options.prefetch = false;
+  without_options.output += "-off";
+  auto without = TrainFresh("without", without_options);
+  EXPECT_EQ(Losses(options), Losses(without_options));
+  EXPECT_EQ(with->Dump(), without->Dump());
+}
+
+TEST_F(TrainerTest, MicroBatchesEqualTheLargeBatch) {
+  TrainOptions options = run_.Options("large");
+  options.mode = TrainMode::kCotrain;
+  TrainFresh("large", options);
+  TrainOptions small = options;
+  small.micro_batch_sequences = 1;
+  small.output += "-small";
+  TrainFresh("small", small);
+  EXPECT_THAT(Losses(small), ::testing::Pointwise(::testing::DoubleNear(1e-5), Losses(options)));
+}
+
+TEST_F(TrainerTest, GenericControlSeesTheSameTokensAndLeavesTheBankAlone) {
+  TrainOptions options = run_.Options("plain");
+  auto plain = TrainFresh("plain", options);
+  TrainOptions control = options;
+  control.generic_control = true;
+  control.output += "-control";
+  auto controlled = TrainFresh("control", control);
+  // The bank's own blocks are what they are without the control; the generic ones have moved.
+  EXPECT_EQ(Losses(options), Losses(control));
+  EXPECT_EQ(controlled->GetStatus()->head_step, 2 * options.steps);
+  const std::vector<double> generic = Losses(control, "loss_generic");
+  EXPECT_NEAR(generic.front(), Losses(control).front(), 1e-5);  // untouched blocks have no effect
+  EXPECT_LT(generic.back(), generic.front());
+  for (const nlohmann::json& line : ReadLog(control)) EXPECT_EQ(line["tokens"].get<int>() % 2, 0);
+}
+
+TEST_F(TrainerTest, StalenessOneTrainsToo) {
+  TrainOptions options = run_.Options("stale");
+  options.steps = 40;
+  options.staleness = 1;
+  TrainFresh("stale", options);
+  const std::vector<double> losses = Losses(options);
+  EXPECT_LT(losses.back(), 0.8 * losses.front());
+}
+
+// --- Resume --------------------------------------------------------------------------------------------------------------------------
+
+// Trainer and servers die together at the n-th call that changes the servers, for every n; then everything starts again.
+void CrashEverywhere(TinyRun& run, const TrainOptions& options, const std::string& expected_bank, int stride) {
+  const std::vector<double> expected = Losses(options);
+  for (int crash_at = 1;; crash_at += stride) {
+    TrainOptions crashing = options;
+    crashing.output = options.output + "-" + std::to_string(crash_at);
+    ShardMemoryClient bank(run.spec(), crashing.output + "-bank", 2);
+    std::atomic<int> calls{0};
+    bank.intercept = [&](const std::string& call) {
+      return ++calls >= crash_at ? absl::UnavailableError("crashed at " + call) : absl::OkStatus();
+    };
+    const bool crashed = !Train(crashing, bank, kNeverStop).ok();
+    bank.intercept = nullptr;
+    bank.Crash();
+    const auto summary = Train(crashing, bank, kNeverStop);
+    ASSERT_TRUE(summary.ok()) << "after call " << crash_at << ": " << summary.status();
+    ASSERT_EQ(Losses(crashing), expected) << "after call " << crash_at;
+    ASSERT_EQ(bank.Dump(), expected_bank) << "after call " << crash_at;
+    if (!crashed) return;  // past the last call
+  }
+}
+
+TEST_F(TrainerTest, ResumeIsBitEqualWhereverEverythingCrashes) {
+  TrainOptions options = run_.Options("whole");
+  options.generic_probability = 0.2;
+  auto bank = TrainFresh("whole", options);
+  CrashEverywhere(run_, options, bank->Dump(), 5);
+}
+
+TEST_F(TrainerTest, CotrainedResumeIsBitEqual) {
+  TrainOptions options = run_.Options("cotrain");
+  options.mode = TrainMode::kCotrain;
+  auto bank = TrainFresh("cotrain", options);
+  CrashEverywhere(run_, options, bank->Dump(), 17);
+}
+
+TEST_F(TrainerTest, StopFinishesTheStepAndTheNextStartGoesOn) {
+  TrainOptions options = run_.Options("whole");
+  auto whole = TrainFresh("whole", options);
+  TrainOptions stopped = options;
+  stopped.output += "-stopped";
+  auto bank = NewBank("stopped");
+  const std::atomic<bool> stop{true};
+  const auto first = Train(stopped, *bank, stop);
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ(first->steps_done, 1u);
+  EXPECT_FALSE(first->finished());
+  const auto second = Train(stopped, *bank, kNeverStop);
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_EQ(second->resumed_from, 1u);
+  EXPECT_EQ(Losses(stopped), Losses(options));
+  EXPECT_EQ(bank->Dump(), whole->Dump());
+}
+
+TEST_F(TrainerTest, OldCheckpointsGoAndFinishedRunsStayFinished) {
+  TrainOptions options = run_.Options("run");
+  options.checkpoint_every = 2;
+  auto bank = TrainFresh("bank", options);
+  EXPECT_EQ(bank->ListCheckpoints()->size(), 2u);
+  int local = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(options.output + "/checkpoints")) local += entry.is_directory();
+  EXPECT_EQ(local, 2);
+  const std::string before = bank->Dump();
+  const auto again = Train(options, *bank, kNeverStop);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_TRUE(again->finished());
+  EXPECT_EQ(again->tokens, 0u);
+  EXPECT_EQ(bank->Dump(), before);
+}
+
+// --- What is refused -----------------------------------------------------------------------------------------------------------------
+
+void ExpectRefused(const absl::StatusOr<TrainSummary>& result, absl::StatusCode code, const std::string& text) {
+  EXPECT_EQ(result.status().code(), code) << result.status();
+  EXPECT_THAT(std::string(result.status().message()), HasSubstr(text));
+}
+
+TEST_F(TrainerTest, RefusesToResumeWithOtherSettings) {
+  TrainOptions options = run_.Options("run");
+  auto bank = TrainFresh("bank", options);
+  TrainOptions other = options;
+  other.learning_rate = 2e-2;
+  other.batch_sequences = 5;
+  const auto result = Train(other, *bank, kNeverStop);
+  ExpectRefused(result, absl::StatusCode::kFailedPrecondition, "learning-rate was 0.01, is now 0.02");
+  EXPECT_THAT(std::string(result.status().message()), HasSubstr("batch-sequences was 4, is now 5"));
+  options.resume = false;
+  ExpectRefused(Train(options, *bank, kNeverStop), absl::StatusCode::kFailedPrecondition, "--resume is never");
+}
+
+TEST_F(TrainerTest, RefusesACorpusOfAnotherTokenizerTreeOrShape) {
+  const std::vector<PackedSequence> sequences = TinyRun::RandomSequences(4, 2);
+  const PackedInfo good = run_.info();
+  auto bank = NewBank("bank");
+  auto attempt = [&](const std::string& name, PackedInfo info) {
+    const std::string path = run_.path() + "/corpus-" + name;
+    EXPECT_TRUE(WritePackedCorpus(path, info, sequences).ok());
+    TrainOptions options = run_.Options("run-" + name);
+    options.corpus_path = path;
+    return Train(options, *bank, kNeverStop);
+  };
+  PackedInfo info = good;
+  info.tokenizer_hash = "other";
+  ExpectRefused(attempt("tokenizer", info), absl::StatusCode::kFailedPrecondition, "packed with tokenizer other");
+  info = good;
+  info.tree_fingerprint = "other";
+  ExpectRefused(attempt("tree", info), absl::StatusCode::kFailedPrecondition, "packed with tree other");
+  info = good;
+  info.sequence_length = 100000;
+  ExpectRefused(attempt("length", info), absl::StatusCode::kFailedPrecondition, "context is 512");
+  EXPECT_EQ(bank->GetStatus()->touched_blocks, 0u);
+}
+
+TEST_F(TrainerTest, RefusesABankOfAnotherAnchor) {
+  run_.spec().anchor_fingerprint = "feed";
+  auto bank = NewBank("bank");
+  ExpectRefused(Train(run_.Options("run"), *bank, kNeverStop), absl::StatusCode::kFailedPrecondition, "belongs to anchor feed");
+  run_.spec().hidden = 32;
+  auto narrow = NewBank("narrow");
+  ExpectRefused(Train(run_.Options("run"), *narrow, kNeverStop), absl::StatusCode::kFailedPrecondition, "2 layers of width 32");
+}
+
+TEST_F(TrainerTest, NotFiniteLossNamesStepAndBatchAndKeepsTheCheckpoint) {
+  run_.spec().bank_id = "wild";
+  TrainOptions options = run_.Options("wild");
+  options.learning_rate = options.min_learning_rate = 1;  // the largest allowed
+  options.weight_decay = 10;                               // multiplies the weights by -9 in every step
+  options.steps = 400;
+  options.clip = 0;
+  auto bank = NewBank("wild");
+  const auto result = Train(options, *bank, kNeverStop);
+  ASSERT_FALSE(result.ok());
+  EXPECT_THAT(std::string(result.status().message()), HasSubstr("step "));
+  EXPECT_FALSE(bank->ListCheckpoints()->empty());
+}
+
+TEST_F(TrainerTest, OneTrainerPerRunDirectory) {
+  TrainOptions options = run_.Options("run");
+  auto bank = NewBank("bank");
+  bool tried = false;
+  bank->intercept = [&](const std::string& call) {
+    if (tried || call != "PrepareCheckpoint") return absl::OkStatus();
+    tried = true;
+    auto other = NewBank("other");
+    ExpectRefused(Train(options, *other, kNeverStop), absl::StatusCode::kFailedPrecondition, "another trainer runs in");
+    return absl::OkStatus();
+  };
+  EXPECT_TRUE(Train(options, *bank, kNeverStop).ok());
+  EXPECT_TRUE(tried);
+}
+
+// --- PyTorch's numbers ---------------------------------------------------------------------------------------------------------------
+
+class GoldenTest : public ::testing::TestWithParam<TrainMode> {};
+
+TEST_P(GoldenTest, TenAdamWStepsEqualPyTorch) {
+  const auto golden = nlohmann::json::parse(*ReadFile(std::string(std::getenv("MEMBANK_SOURCE_DIR")) + "/tests/golden/train/train.json"));
+  TinyRun run;
+  std::vector<PackedSequence> sequences;
+  for (const auto& sequence : golden["sequences"])
+    sequences.push_back({sequence["leaf"], sequence["tokens"].get<std::vector<int32_t>>(), sequence["document_ends"].get<std::vector<uint32_t>>()});
+  run.WriteCorpus(sequences);
+  ASSERT_EQ(run.spec().widths, golden["widths"].get<std::vector<uint32_t>>());
+  ASSERT_EQ(run.spec().seed, golden["seed"]);
+  TrainOptions options = run.Options("golden");
+  options.mode = GetParam();
+  options.steps = golden["steps"];
+  options.batch_sequences = static_cast<uint32_t>(sequences.size());
+  options.warmup_steps = golden["warmup_steps"];
+  options.learning_rate = golden["learning_rate"];
+  options.min_learning_rate = golden["min_learning_rate"];
+  options.weight_decay = golden["weight_decay"];
+  options.clip = golden["clip"];
+  ShardMemoryClient bank(run.spec(), run.path() + "/bank", 2);
+  const auto summary = Train(options, bank, kNeverStop);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  const auto& expected = golden[options.mode == TrainMode::kFrozen ? "frozen" : "cotrain"];
+  EXPECT_THAT(Losses(options), ::testing::Pointwise(::testing::DoubleNear(1e-5), expected["losses"].get<std::vector<double>>()));
+  EXPECT_THAT(Losses(options, "gradient_norm"), ::testing::Pointwise(::testing::DoubleNear(1e-4), expected["gradient_norms"].get<std::vector<double>>()));
+}
+
+INSTANTIATE_TEST_SUITE_P(Modes, GoldenTest, ::testing::Values(TrainMode::kFrozen, TrainMode::kCotrain));
+
+}  // namespace
+}  // namespace membank
