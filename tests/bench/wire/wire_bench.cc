@@ -276,16 +276,16 @@ std::vector<Row> BenchBlocks(const BankSpec& spec, double fetch_target, double s
     uint32_t next = 0;
     const auto ours = [&](uint32_t n) {
       std::vector<BlockFetch> wanted;
-      for (uint32_t i = 0; i < n; ++i) wanted.push_back({{1, next++ % count}, absl::MakeSpan(destinations[i % 4])});
+      for (uint32_t i = 0; i < n; ++i, ++next) wanted.push_back({{1, next % count}, absl::MakeSpan(destinations[next % 4])});
       return Timed([&] { Check(client->Fetch(absl::MakeSpan(wanted), {})); });
     };
     // Four blocks a turn for every variant; the last one asks for all of them in one call.
     rows = Measure("fetch " + size, static_cast<double>(bytes) * 4,
-                   {{"raw TCP", 0, [&] { return Timed([&] { for (int i = 0; i < 4; ++i) tcp.Fetch(next++ % count, &destinations[0]); }); }},
+                   {{"raw TCP", 0, [&] { return Timed([&] { for (int i = 0; i < 4; ++i) tcp.Fetch(next++ % count, &destinations[i]); }); }},
                     {"one block per call", fetch_target, [&] { return ours(1) + ours(1) + ours(1) + ours(1); }},
                     {"four blocks in one call", fetch_target, [&] { return ours(4); }},
                     {"naive (string, proto, unary, copy)", 0,
-                     [&] { return Timed([&] { for (int i = 0; i < 4; ++i) naive.Fetch(next++ % count, &destinations[0]); }); }}},
+                     [&] { return Timed([&] { for (int i = 0; i < 4; ++i) naive.Fetch(next++ % count, &destinations[i]); }); }}},
                    seconds);
   }
   {
