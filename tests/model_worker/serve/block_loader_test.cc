@@ -1,0 +1,98 @@
+#include "model_worker/serve/block_loader.h"
+
+#include "absl/synchronization/blocking_counter.h"
+#include "tests/model_worker/serve/serve_fixture.h"
+
+namespace membank::serve_test {
+namespace {
+
+class BlockLoaderTest : public ::testing::Test {
+ protected:
+  BlockLoader& loader(BlockLoaderOptions options = {"v1", torch::kFloat}) {
+    if (!loader_) loader_ = std::make_unique<BlockLoader>(&memory_, options);
+    return *loader_;
+  }
+
+  absl::StatusOr<std::vector<BlockHandle>> Load(const std::vector<BlockId>& ids) {
+    absl::Notification done;
+    absl::StatusOr<std::vector<BlockHandle>> result = Internal("not called");
+    loader().Load(ids, [&](absl::StatusOr<std::vector<BlockHandle>> blocks) {
+      result = std::move(blocks);
+      done.Notify();
+    });
+    done.WaitForNotification();
+    return result;
+  }
+
+  FakeMemory memory_;
+  std::unique_ptr<BlockLoader> loader_;
+};
+
+TEST_F(BlockLoaderTest, LoadsInOrderAndConverts) {
+  loader({"v1", torch::kBFloat16});
+  auto blocks = Load({{2, 5}, {1, 1}});
+  ASSERT_TRUE(blocks.ok()) << blocks.status();
+  EXPECT_EQ((*blocks)[0]->id, (BlockId{2, 5}));
+  EXPECT_EQ((*blocks)[1]->id, (BlockId{1, 1}));
+  EXPECT_EQ((*blocks)[1]->values.dtype(), torch::kBFloat16);
+  std::vector<float> expected = FakeMemory::Values(memory_.spec(), {1, 1}, 1);
+  EXPECT_TRUE(torch::equal((*blocks)[1]->values, torch::tensor(expected).to(torch::kBFloat16)));
+  EXPECT_EQ(memory_.last_bank_version(), "v1");
+  EXPECT_EQ(loader().ResidentBlocks(), (std::vector<BlockId>{{1, 1}, {2, 5}}));
+}
+
+TEST_F(BlockLoaderTest, ManyWaitersOneFetch) {
+  memory_.Hold({1, 0});
+  absl::BlockingCounter done(20);
+  for (int i = 0; i < 20; ++i) {
+    loader().Load({{1, 0}}, [&](absl::StatusOr<std::vector<BlockHandle>> blocks) {
+      EXPECT_TRUE(blocks.ok());
+      done.DecrementCount();
+    });
+  }
+  memory_.Release();
+  done.Wait();
+  EXPECT_EQ(memory_.fetches({1, 0}), 1);
+  ASSERT_TRUE(Load({{1, 0}}).ok());
+  EXPECT_EQ(memory_.fetches({1, 0}), 1) << "a published version never changes";
+}
+
+TEST_F(BlockLoaderTest, TheLiveHeadIsAskedAgain) {
+  loader({"", torch::kFloat});
+  ASSERT_TRUE(Load({{1, 0}}).ok());
+  auto same = Load({{1, 0}});
+  EXPECT_EQ(memory_.unchanged(), 1);
+  memory_.SetVersion(2);
+  auto newer = Load({{1, 0}});
+  ASSERT_TRUE(newer.ok() && same.ok());
+  EXPECT_EQ((*newer)[0]->version, 2u);
+  EXPECT_EQ((*same)[0]->version, 1u) << "a handle never changes";
+  EXPECT_FALSE(torch::equal((*newer)[0]->values, (*same)[0]->values));
+}
+
+TEST_F(BlockLoaderTest, AFailureIsOneBlocksAndIsNotKept) {
+  memory_.Fail({1, 1}, Unavailable("server m1 is away"));
+  auto failed = Load({{1, 0}, {1, 1}});
+  EXPECT_EQ(failed.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_NE(failed.status().message().find("block 1/1 of bank tiny-bank"), std::string::npos) << failed.status();
+  EXPECT_EQ(loader().ResidentBlocks(), (std::vector<BlockId>{{1, 0}}));
+  memory_.Fail({1, 1}, absl::OkStatus());
+  EXPECT_EQ(memory_.fetches({1, 1}), 1);
+  EXPECT_TRUE(Load({{1, 0}}).ok());
+}
+
+TEST_F(BlockLoaderTest, DropsTheLeastRecentlyUsedThatNobodyHolds) {
+  const uint64_t block = memory_.spec().BlockElements(2) * 4;
+  loader({"v1", torch::kFloat, 2 * block});
+  auto pinned = Load({{2, 0}});
+  ASSERT_TRUE(Load({{2, 1}}).ok());
+  ASSERT_TRUE(Load({{2, 2}}).ok());
+  EXPECT_EQ(loader().ResidentBlocks(), (std::vector<BlockId>{{2, 0}, {2, 2}}));
+  EXPECT_EQ(loader().resident_bytes(), 2 * block);
+  pinned = absl::CancelledError();
+  ASSERT_TRUE(Load({{2, 3}}).ok());
+  EXPECT_EQ(loader().ResidentBlocks(), (std::vector<BlockId>{{2, 2}, {2, 3}}));
+}
+
+}  // namespace
+}  // namespace membank::serve_test

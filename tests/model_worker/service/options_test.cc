@@ -1,0 +1,43 @@
+#include "model_worker/options.h"
+
+#include "gtest/gtest.h"
+
+namespace membank {
+namespace {
+
+WorkerOptions Good() {
+  WorkerOptions options;
+  options.anchor = "anchor";
+  options.no_memory = true;
+  return options;
+}
+
+TEST(WorkerOptionsTest, ChecksWhatOneRowCannot) {
+  EXPECT_TRUE(Validate(Good()).ok());
+  auto message = [](auto change) {
+    WorkerOptions options = Good();
+    change(options);
+    const absl::Status status = Validate(options);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    return std::string(status.message());
+  };
+  EXPECT_NE(message([](auto& o) { o.anchor = ""; }).find("--anchor"), std::string::npos);
+  EXPECT_NE(message([](auto& o) { o.no_memory = false; }).find("0 of --slot-map"), std::string::npos);
+  EXPECT_NE(message([](auto& o) { o.slot_map = "map"; }).find("2 of --slot-map"), std::string::npos);
+  EXPECT_NE(message([](auto& o) { o.tls_key = "key"; }).find("--tls-key is 'key'"), std::string::npos);
+  EXPECT_NE(message([](auto& o) { o.bank_version = ""; }).find("--bank-version"), std::string::npos);
+}
+
+TEST(WorkerOptionsTest, ChoosesTheBankVersion) {
+  EXPECT_EQ(ChooseBankVersion("head", {}).value(), "");
+  EXPECT_EQ(ChooseBankVersion("latest", {"v9", "v10", "v2"}).value(), "v10");
+  EXPECT_EQ(ChooseBankVersion("latest", {"run-3", "run-03b", "run-12"}).value(), "run-12");
+  EXPECT_EQ(ChooseBankVersion("v2", {"v1", "v2"}).value(), "v2");
+  EXPECT_EQ(ChooseBankVersion("latest", {}).status().code(), absl::StatusCode::kFailedPrecondition);
+  const absl::Status unknown = ChooseBankVersion("v3", {"v1", "v2"}).status();
+  EXPECT_EQ(unknown.code(), absl::StatusCode::kNotFound);
+  EXPECT_NE(unknown.message().find("published: v1, v2"), std::string::npos) << unknown;
+}
+
+}  // namespace
+}  // namespace membank

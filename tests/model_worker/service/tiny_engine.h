@@ -1,0 +1,22 @@
+// A real engine over a tiny random model and a bank in memory, without Torch in this header.
+#pragma once
+
+#include <memory>
+
+#include "model_worker/serve/engine.h"
+
+namespace membank::serve_test {
+
+class TinyEngine {
+ public:
+  virtual ~TinyEngine() = default;
+  virtual Engine* engine() = 0;
+  virtual const Tokenizer* tokenizer() = 0;
+  virtual void HoldBlock(BlockId id) = 0;
+  virtual void FailBlock(BlockId id, absl::Status status) = 0;
+  virtual void ReleaseBlocks() = 0;
+
+  static std::unique_ptr<TinyEngine> Create();
+};
+
+}  // namespace membank::serve_test
