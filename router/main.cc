@@ -57,9 +57,10 @@ absl::StatusOr<std::unique_ptr<HttpServer>> StartHttp(const std::string& listen,
 
 absl::Status WriteReadyFile(const RouterOptions& options, const RpcServer& rpc, const HttpServer* http, const HttpServer* admin) {
   if (options.ready_file.empty()) return absl::OkStatus();
-  nlohmann::json ready = {{"listen", rpc.address()}, {"pid", getpid()}};
-  if (http != nullptr) ready["http_listen"] = http->address();
-  if (admin != nullptr) ready["admin_listen"] = admin->address();
+  const nlohmann::json ready = {{"listen", rpc.address()},
+                                {"http", http != nullptr ? http->address() : ""},
+                                {"admin", admin != nullptr ? admin->address() : ""},
+                                {"pid", getpid()}};
   return WriteFileAtomic(options.ready_file, ready.dump() + "\n");
 }
 

@@ -11,7 +11,7 @@ namespace membank {
 
 struct CompletionRequest {
   std::vector<v1::RouteGenerateRequest> prompts;  // one per prompt, all with the same options
-  std::string model;                              // empty = whatever is served
+  std::string model;                              // as the client named it
   bool chat = false;
   bool stream = false;
   bool include_usage = false;                     // a last part of the stream with the token counts

@@ -117,26 +117,19 @@ HttpResponse OpenAiService::Models() const {
   return JsonResponse({{"object", "list"}, {"data", list}});
 }
 
-// The model that answers: the one named, which must be served, or any.
-absl::StatusOr<std::string> OpenAiService::CheckModel(const std::string& model) const {
-  std::string served;
+// A router serves one anchor: it answers whatever model the client names, and the reply says which it was.
+absl::StatusOr<std::string> OpenAiService::ServedModel() const {
   const v1::RouterStatus status = router_.Status();
   for (const v1::WorkerState& worker : status.workers()) {
-    if (!worker.healthy()) continue;
-    if (model.empty() || model == worker.status().model()) return worker.status().model();
-    if (!served.empty()) served += ", ";
-    served += worker.status().model();
+    if (worker.healthy()) return worker.status().model();
   }
-  if (served.empty()) {
-    RETURN_IF_ERROR(router_.Ready());
-    return Unavailable("no worker can take the request");
-  }
-  return NotFound("model '{}' is not served here; served are: {}", model, served);
+  RETURN_IF_ERROR(router_.Ready());
+  return Unavailable("no worker can take the request");
 }
 
 HttpResponse OpenAiService::Complete(const HttpRequest& request, absl::StatusOr<CompletionRequest> parsed) {
   if (!parsed.ok()) return ErrorResponse(parsed.status());
-  const absl::StatusOr<std::string> model = CheckModel(parsed->model);
+  const absl::StatusOr<std::string> model = ServedModel();
   if (!model.ok()) return ErrorResponse(model.status());
   std::shared_ptr<CallScope> scope = Scope();
   std::shared_ptr<void> watch = request.when_gone([scope] { scope->Cancel(); });

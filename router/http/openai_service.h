@@ -30,7 +30,7 @@ class OpenAiService {
   HttpResponse Tokenize(const HttpRequest& request);
   HttpResponse Detokenize(const HttpRequest& request);
 
-  absl::StatusOr<std::string> CheckModel(const std::string& model) const;
+  absl::StatusOr<std::string> ServedModel() const;
   absl::Status CompleteAll(CallScope& scope, const CompletionRequest& request, std::vector<Answer>* answers);
   std::shared_ptr<CallScope> Scope() const;
   std::string NewId(const char* prefix);

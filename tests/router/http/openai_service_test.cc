@@ -59,6 +59,11 @@ TEST(CompletionsTest, AnswersAndNamesTheMemory) {
   EXPECT_EQ(served.fake().last_request().sampling().temperature(), 0);
 }
 
+TEST(CompletionsTest, TheReplyNamesTheModelThatAnswered) {
+  Served served;
+  EXPECT_EQ(served.Ok("/v1/completions", {{"model", "gpt-9"}, {"prompt", "a"}})["model"], "fake-model");
+}
+
 TEST(CompletionsTest, MemoryOfTheRequest) {
   Served served;
   const auto path = [&](const json& memory) {
@@ -216,7 +221,7 @@ TEST(ErrorsTest, UnknownFieldsAreIgnored) {
 
 TEST(ErrorsTest, TheRoutersErrorsGetTheirStatus) {
   Served served;
-  EXPECT_EQ(served.Error(404, "/v1/completions", R"({"prompt":"a","model":"gpt-9"})")["type"], "not_found_error");
+  EXPECT_EQ(served.Error(404, "/v1/nothing", "{}")["type"], "not_found_error");
   EXPECT_EQ(served.Error(400, "/v1/completions", R"({"prompt":"a","memory":{"path":"7.7"}})")["code"], "INVALID_ARGUMENT");
   served.fake().fail_generate = grpc::RESOURCE_EXHAUSTED;
   const auto busy = served.Post("/v1/completions", R"({"prompt":"a"})");
