@@ -8,7 +8,7 @@
 namespace membank {
 namespace {
 
-constexpr int64_t kFewRows = 8;   // up to here our kernel beats oneDNN's product (measured: tests/bench/model)
+constexpr int64_t kFewRows = 8;   // up to here the product is bound by reading w; the crossover with oneDNN is not measured yet
 
 bool OnCpuKernels(const torch::Tensor& x) {
   return x.is_cpu() && (x.scalar_type() == torch::kFloat || x.scalar_type() == torch::kBFloat16);
