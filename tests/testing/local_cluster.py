@@ -81,5 +81,6 @@ class MemoryServers:
             for committed in (self.directory / name / "checkpoints").glob("*/committed.json"):
                 manifest = json.loads((committed.parent / "manifest.json").read_text())
                 cuts.append((json.loads(committed.read_text())["sequence"], manifest))
-            digests[name] = max(cuts, key=lambda cut: cut[0])[1]
+            newest = max(cuts, key=lambda cut: cut[0])[1]
+            digests[name] = {key: newest[key] for key in ("step", "blocks", "blocks_crc32c")}
         return digests
