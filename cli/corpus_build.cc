@@ -189,7 +189,9 @@ absl::Status BuildCorpus(const CorpusBuildOptions& options) {
 
   if (!options.pages.empty()) RETURN_IF_ERROR(WritePages(options.pages, documents, tokenized, leaves, *tree));
   std::vector<Window> windows = MakeWindows(tokenized, leaves);
-  const TreeContents contents = CountContents(*tree, windows, tokenized.texts);
+  std::vector<std::string> titles;
+  for (const TextWindow& window : tokenized.windows) titles.push_back(documents[window.document].title);
+  const TreeContents contents = CountContents(*tree, windows, tokenized.texts, titles);
   if (!built) {
     RETURN_IF_ERROR(tree->Save(options.output + "/tree.safetensors"));
     RETURN_IF_ERROR(WriteFileAtomic(options.output + "/tree.svg", DrawTree(contents)));

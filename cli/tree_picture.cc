@@ -170,7 +170,8 @@ void DrawLeafBox(std::string& svg, const Box& box, const std::string& path, cons
 
 }  // namespace
 
-TreeContents CountContents(const ClusterTree& tree, const std::vector<Window>& windows, const std::vector<std::string>& texts) {
+TreeContents CountContents(const ClusterTree& tree, const std::vector<Window>& windows, const std::vector<std::string>& texts,
+                           const std::vector<std::string>& titles) {
   TreeContents contents{tree.fan_out(), tree.depth(), tree.Fingerprint()};
   const uint32_t drawn = std::min(kDrawnLevels, tree.depth());
   std::vector<std::vector<WordCounts>> words(drawn);
@@ -193,10 +194,15 @@ TreeContents CountContents(const ClusterTree& tree, const std::vector<Window>& w
       for (uint32_t level = 1; level <= drawn; ++level) ++words[level - 1][ClusterAt(path, tree.fan_out(), level)][word];
     }
   }
+  // A few documents are best described by their titles.
+  for (size_t i = 0; i < windows.size(); ++i) {
+    ClusterContents& cluster = contents.levels[drawn - 1][ClusterAt({MemoryMode::kFetched, tree.depth(), windows[i].leaf}, tree.fan_out(), drawn)];
+    if (cluster.windows <= kWords && !titles[i].empty()) cluster.words.push_back(titles[i]);
+  }
   for (uint32_t level = 1; level <= drawn; ++level) {
     for (uint32_t cluster = 0; cluster < words[level - 1].size(); ++cluster) {
       ClusterContents& target = contents.levels[level - 1][cluster];
-      target.words = TypicalWords(words[level - 1][cluster], target.windows, everywhere, contents.windows);
+      if (target.words.empty()) target.words = TypicalWords(words[level - 1][cluster], target.windows, everywhere, contents.windows);
     }
   }
   return contents;

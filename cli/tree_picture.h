@@ -13,7 +13,7 @@ namespace membank {
 
 struct ClusterContents {
   uint64_t windows = 0, tokens = 0;
-  std::vector<std::string> words;   // most typical first; levels 1 and 2 only
+  std::vector<std::string> words;   // most typical first, or the titles of a few titled documents; levels 1 and 2 only
 };
 
 struct TreeContents {
@@ -23,8 +23,9 @@ struct TreeContents {
   std::vector<std::vector<ClusterContents>> levels;  // [level - 1][cluster]
 };
 
-// `texts[i]` is the text of `windows[i]`.
-TreeContents CountContents(const ClusterTree& tree, const std::vector<Window>& windows, const std::vector<std::string>& texts);
+// `texts[i]` is the text of `windows[i]`, `titles[i]` the title of its document (may be empty).
+TreeContents CountContents(const ClusterTree& tree, const std::vector<Window>& windows, const std::vector<std::string>& texts,
+                           const std::vector<std::string>& titles);
 
 std::string DrawTree(const TreeContents& contents);  // SVG
 std::string Summary(const TreeContents& contents);   // a few lines, each ending with a newline

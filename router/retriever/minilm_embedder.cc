@@ -176,16 +176,16 @@ class MiniLmEmbedder : public Embedder {
   }
 
   // [CLS] tokens [SEP], at most max_tokens. WordPiece goes word by word, so a prefix that ends at white space has the first tokens of
-  // the whole text: most of a long text is never looked at.
+  // the whole text: most of a long text is never looked at. "[SEP]" in a text is the special token, as for sentence-transformers.
   absl::StatusOr<std::vector<int32_t>> CutTokens(std::string_view text) const {
     const auto room = static_cast<size_t>(config_.max_tokens - 2);
     std::vector<int32_t> ids;
     const size_t space = text.size() > kPrefixBytes ? text.find(' ', kPrefixBytes) : std::string_view::npos;
     if (space != std::string_view::npos) {
-      ASSIGN_OR_RETURN(ids, tokenizer_->Encode(text.substr(0, space)));
+      ASSIGN_OR_RETURN(ids, tokenizer_->Encode(text.substr(0, space), /*parse_special=*/true));
     }
     if (ids.size() < room) {
-      ASSIGN_OR_RETURN(ids, tokenizer_->Encode(text));
+      ASSIGN_OR_RETURN(ids, tokenizer_->Encode(text, /*parse_special=*/true));
     }
     if (ids.size() > room) ids.resize(room);
     ids.insert(ids.begin(), cls_);
