@@ -1,4 +1,4 @@
-// Documents a second of the MiniLM embedder: retriever-bench MODEL_DIR PAGES.jsonl prints one number a line for each line on standard input, so
+// Documents a second of the MiniLM embedder: retriever_bench MODEL_DIR PAGES.jsonl prints one number a line for each line on standard input, so
 // that compare.py can take turns with sentence-transformers.
 #include <chrono>
 #include <cstdio>
@@ -11,12 +11,12 @@
 
 int main(int argc, char** argv) {
   if (argc != 3) {
-    std::fprintf(stderr, "usage: retriever-bench MODEL_DIR PAGES.jsonl\n");
+    std::fprintf(stderr, "usage: retriever_bench MODEL_DIR PAGES.jsonl\n");
     return 2;
   }
   auto embedder = membank::LoadMiniLm(argv[1]);
   if (!embedder.ok()) {
-    fmt::print(stderr, "retriever-bench: error: {}\n", std::string(embedder.status().message()));
+    fmt::print(stderr, "retriever_bench: error: {}\n", std::string(embedder.status().message()));
     return 1;
   }
   std::vector<std::string> texts;
