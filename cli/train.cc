@@ -76,7 +76,7 @@ void AddRecipe(CLI::App* app, TrainCommand* command) {
   app->add_option("--generic-probability", o.generic_probability,
                   "a sequence learns the generic memory instead of its path with this probability (default: 1/(k+1), the paper's)");
   app->add_flag("--generic-control", o.generic_control,
-                "after every step train the generic memory on the same sequences as a second, separate update: the control then sees "
+                "train the generic memory on the same sequences in the same steps, each with its own mean loss: the control then sees "
                 "exactly as many tokens as the bank (twice the compute; frozen anchor only)");
   app->add_option("--dtype", command->dtype, "bf16 or fp32: activations, blocks, pushed gradients")->capture_default_str();
   app->add_option("--seed", o.seed, "order of the sequences and choice of the generic ones")->capture_default_str();

@@ -45,8 +45,8 @@ void BindOptions(CLI::App& app, WorkerOptions* o) {
   app.add_option("--bank-version", o->bank_version,
                  "Published bank version to serve; 'latest': the greatest name at start; 'head': the live head, blocks asked for each time");
   app.add_flag("--no-memory", o->no_memory, "Serve the anchor alone; no memory servers are needed");
-  app.add_option("--dtype", o->dtype, "Arithmetic of the model: f32, or bf16 (half the bytes, about 3 digits)")
-      ->check(CLI::IsMember({"f32", "bf16"}));
+  app.add_option("--dtype", o->dtype, "Arithmetic of the model: fp32, or bf16 (half the bytes, about 3 digits)")
+      ->check(CLI::IsMember({"fp32", "bf16"}));
   app.add_option("--threads", o->threads, "Compute threads; 0: one per core")->check(CLI::Range(0, 1024));
   app.add_option("--context", o->context, "Tokens of a sequence, prompt and answer together; 0: what the anchor was made for");
   app.add_option("--max-running", o->max_running, "Sequences computed at once; more wait. Each may pin one path of blocks")

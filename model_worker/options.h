@@ -24,7 +24,7 @@ struct WorkerOptions {
   std::vector<std::string> memory_servers;
   std::string bank_version = "latest";
   bool no_memory = false;
-  std::string dtype = "f32";
+  std::string dtype = "fp32";
   uint32_t threads = 0;
   uint32_t context = 0;
   uint32_t max_running = 32;

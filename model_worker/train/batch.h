@@ -25,11 +25,14 @@ struct TrainSequence {
 struct TrainBatch {
   uint64_t step = 0;          // of the run, from 1
   uint64_t server_step = 0;   // of the bank
-  bool control = false;       // the generic memory's own pass
+  bool control = false;       // every sequence is there twice, with its path and with the generic memory; each kind has its own mean loss
   std::vector<TrainSequence> sequences;
   std::vector<BlockId> blocks;                         // distinct, ascending
   absl::flat_hash_map<BlockId, size_t> block_index;    // into `blocks`
   uint64_t tokens = 0, targets = 0, generic_targets = 0;
+
+  // Targets over which the loss of the generic (or of the other) sequences is averaged.
+  uint64_t Denominator(bool generic) const { return !control ? targets : generic ? generic_targets : targets - generic_targets; }
 };
 
 // Sorts the sequences and fills the derived members.

@@ -38,18 +38,21 @@ absl::StatusOr<ReadyBatch> BatchFeed::Take() {
 }
 
 absl::StatusOr<TrainBatch> BatchFeed::Read(uint64_t update) {
-  const uint64_t passes = options_.generic_control ? 2 : 1;
   TrainBatch batch;
-  batch.step = update / passes + 1;
-  batch.server_step = base_step_ + update + 1;
-  batch.control = update % passes == 1;
+  batch.step = update + 1;
+  batch.server_step = base_step_ + batch.step;
+  batch.control = options_.generic_control;
   const uint64_t first = (batch.step - 1) * options_.batch_sequences;
   for (uint64_t sample = first; sample < first + options_.batch_sequences; ++sample) {
     TrainSequence sequence;
     sequence.index = order_.IndexOf(sample);
     ASSIGN_OR_RETURN(sequence.data, corpus_->Read(sequence.index));
-    const bool generic = batch.control || order_.UsesGeneric(sample);
+    const bool generic = order_.UsesGeneric(sample);
     sequence.path = {generic ? MemoryMode::kGeneric : MemoryMode::kFetched, spec_.depth(), generic ? 0 : sequence.data.leaf};
+    if (batch.control) {
+      batch.sequences.push_back(sequence);
+      batch.sequences.back().path = {MemoryMode::kGeneric, spec_.depth(), 0};
+    }
     batch.sequences.push_back(std::move(sequence));
   }
   FinishBatch(spec_, &batch);

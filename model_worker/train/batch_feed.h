@@ -22,8 +22,7 @@ struct ReadyBatch {
 
 class BatchFeed {
  public:
-  // An update is one pass of one step: with a generic control, step n is updates 2(n-1) and 2(n-1)+1. `base_step` is the servers' head when the
-  // run began. Everything must outlive the feed.
+  // Update u is step u + 1 of the run. `base_step` is the servers' head when the run began. Everything must outlive the feed.
   BatchFeed(const TrainOptions& options, const BankSpec& spec, const PackedCorpus* corpus, BlockCache* cache, StepCommitter* committer,
             uint64_t base_step);
 

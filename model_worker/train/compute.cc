@@ -8,7 +8,7 @@
 namespace membank {
 namespace {
 
-// Loss of rows [begin, end), already divided by the update's number of targets.
+// Loss of rows [begin, end), already divided by the number of targets it is a mean over.
 torch::Tensor LossOf(Transformer& model, const torch::Tensor& hidden, const torch::Tensor& targets, int64_t begin, int64_t end,
                      uint64_t denominator) {
   return model.Loss(hidden.slice(0, begin, end), targets.slice(0, begin, end), static_cast<double>(denominator));
@@ -36,21 +36,21 @@ absl::StatusOr<UpdateResult> RunUpdate(Transformer& model, const BankSpec& spec,
     const torch::Tensor hidden = model.Forward(micro.rows);
     torch::Tensor loss;
     if (micro.generic_rows > 0) {
-      loss = LossOf(model, hidden, micro.targets, 0, micro.generic_rows, batch.targets);
+      loss = LossOf(model, hidden, micro.targets, 0, micro.generic_rows, batch.Denominator(/*generic=*/true));
       generic += loss.item<double>();
     }
     if (micro.generic_rows < rows) {
-      const torch::Tensor part = LossOf(model, hidden, micro.targets, micro.generic_rows, rows, batch.targets);
+      const torch::Tensor part = LossOf(model, hidden, micro.targets, micro.generic_rows, rows, batch.Denominator(/*generic=*/false));
       fetched += part.item<double>();
       loss = loss.defined() ? loss + part : part;
     }
     if (!std::isfinite(fetched + generic)) return NotFinite(batch, fetched + generic);
     loss.backward();
   }
-  const double targets = static_cast<double>(batch.targets), generic_targets = static_cast<double>(batch.generic_targets);
-  result.loss = fetched + generic;
-  if (batch.generic_targets > 0) result.generic_loss = generic * targets / generic_targets;
-  if (batch.generic_targets < batch.targets) result.fetched_loss = fetched * targets / (targets - generic_targets);
+  const uint64_t generic_targets = batch.generic_targets, fetched_targets = batch.targets - generic_targets;
+  result.loss = batch.control ? fetched : fetched + generic;
+  if (generic_targets > 0) result.generic_loss = generic * batch.Denominator(true) / generic_targets;
+  if (fetched_targets > 0) result.fetched_loss = fetched * batch.Denominator(false) / fetched_targets;
   return result;
 }
 

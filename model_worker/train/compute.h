@@ -10,7 +10,7 @@
 namespace membank {
 
 struct UpdateResult {
-  double loss = 0;                          // mean over all targets
+  double loss = 0;                          // mean over all targets; with a generic control over the fetched ones
   double fetched_loss = 0, generic_loss = 0; // means over the targets of each kind; 0 where there are none
   std::vector<torch::Tensor> gradients;     // of batch.blocks, flat, fp32
 };

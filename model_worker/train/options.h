@@ -32,8 +32,9 @@ struct TrainOptions {
   double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
   // A sequence learns the generic memory instead of its path with this probability; < 0 = 1/(k+1), the paper's (0 with generic_control).
   double generic_probability = -1;
-  // Every step is followed by a second, separate update of the generic memory on the same sequences, so that the control sees exactly as
-  // many tokens as the bank. Needs a frozen anchor (otherwise the control would train the anchor too). Doubles the compute.
+  // Every sequence is in its batch twice, with its path and with the generic memory, so that the control sees exactly as many tokens as the
+  // bank; each kind has its own mean loss and disjoint blocks. They share the clip norm. Needs a frozen anchor (otherwise the control would
+  // train the anchor too). Doubles the rows of a batch.
   bool generic_control = false;
   DType dtype = DType::kBF16;            // of activations, blocks and pushed gradients: F32 or BF16; sums are fp32
   uint64_t seed = 0;                     // order of the sequences and choice of the generic ones

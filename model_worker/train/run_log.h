@@ -15,10 +15,10 @@ namespace membank {
 // Of one step; seconds are per step. Fetching, pushing and applying overlap with compute; `wait` is what the compute thread stood still.
 struct StepRecord {
   uint64_t step = 0;
-  double loss = 0;                       // mean over all targets of the batch (of the fetched pass when there is a generic control)
+  double loss = 0;                       // mean over all targets of the batch (of the fetched ones when there is a generic control)
   bool has_generic = false;
   double fetched_loss = 0, generic_loss = 0;  // per kind of memory, when the step has both
-  uint64_t tokens = 0;                   // of all passes
+  uint64_t tokens = 0;                   // with a generic control every sequence counts twice
   double learning_rate = 0, gradient_norm = 0;
   double seconds = 0, data_seconds = 0, fetch_seconds = 0, wait_seconds = 0, compute_seconds = 0, push_seconds = 0, apply_seconds = 0;
   uint64_t fetched_bytes = 0, pushed_bytes = 0;

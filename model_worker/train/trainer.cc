@@ -44,16 +44,15 @@ class Trainer {
   absl::Status LoadInputs(nlohmann::json* description);
   absl::Status LoadModel(const RunCheckpoint& checkpoint);
   absl::Status RunStep(uint64_t step);
-  absl::Status RunPass(uint64_t update, StepRecord* record);
+  absl::Status RunUpdateOf(uint64_t step, StepRecord* record);
   StepUpdate MakeUpdate(const TrainBatch& batch, UpdateResult result) const;
   absl::Status LogApplied();
   absl::Status WriteCheckpoint();
 
-  uint64_t passes() const { return options_.generic_control ? 2 : 1; }
   double LearningRate(uint64_t step) const {
     return LearningRateAt(step, options_.steps, options_.warmup_steps, options_.learning_rate, options_.min_learning_rate);
   }
-  uint64_t server_step() const { return start_.identity.base_step + step_ * passes(); }
+  uint64_t server_step() const { return start_.identity.base_step + step_; }
 
   const TrainOptions& options_;
   MemoryClient& client_;
@@ -129,7 +128,7 @@ absl::Status Trainer::Run(const std::atomic<bool>& stop) {
   Progress progress("train", "steps", options_.steps, step_);
   first_traffic_ = traffic_ = client_.traffic();
   step_watch_.Lap();
-  if (step_ < options_.steps) feed_->Start(step_ * passes());
+  if (step_ < options_.steps) feed_->Start(step_);
   while (step_ < options_.steps) {
     RETURN_IF_ERROR(RunStep(step_ + 1));
     ++step_;
@@ -147,7 +146,7 @@ absl::Status Trainer::Run(const std::atomic<bool>& stop) {
 absl::Status Trainer::RunStep(uint64_t step) {
   StepRecord record;
   record.step = step;
-  for (uint64_t pass = 0; pass < passes(); ++pass) RETURN_IF_ERROR(RunPass((step - 1) * passes() + pass, &record));
+  RETURN_IF_ERROR(RunUpdateOf(step, &record));
   record.learning_rate = LearningRate(step);
   record.seconds = step_watch_.Lap();
   const ClientTraffic traffic = client_.traffic();
@@ -160,28 +159,23 @@ absl::Status Trainer::RunStep(uint64_t step) {
   return LogApplied();
 }
 
-absl::Status Trainer::RunPass(uint64_t update, StepRecord* record) {
+// Take, compute, submit. The next update is on its way before this one computes.
+absl::Status Trainer::RunUpdateOf(uint64_t step, StepRecord* record) {
   Stopwatch watch;
   ASSIGN_OR_RETURN(const ReadyBatch ready, feed_->Take());
-  record->wait_seconds += watch.Lap();
-  if (update + 1 < options_.steps * passes()) feed_->Start(update + 1);
+  record->wait_seconds = watch.Lap();
+  if (step < options_.steps) feed_->Start(step);
 
   const TrainBatch& batch = ready.batch;
   ASSIGN_OR_RETURN(UpdateResult result, RunUpdate(*model_, spec_, batch, ready.blocks, options_.micro_batch_sequences));
-  if (batch.control) {
-    record->fetched_loss = record->loss;
-    record->generic_loss = result.generic_loss;
-    record->has_generic = true;
-  } else {
-    record->loss = result.loss;
-    record->fetched_loss = result.fetched_loss;
-    record->generic_loss = result.generic_loss;
-    record->has_generic = batch.generic_targets > 0 && batch.generic_targets < batch.targets;
-  }
-  record->tokens += batch.tokens;
-  record->data_seconds += ready.data_seconds;
-  record->fetch_seconds += ready.fetch_seconds;
-  record->compute_seconds += watch.Lap();
+  record->loss = result.loss;
+  record->fetched_loss = result.fetched_loss;
+  record->generic_loss = result.generic_loss;
+  record->has_generic = batch.generic_targets > 0 && batch.generic_targets < batch.targets;
+  record->tokens = batch.tokens;
+  record->data_seconds = ready.data_seconds;
+  record->fetch_seconds = ready.fetch_seconds;
+  record->compute_seconds = watch.Lap();
 
   const uint64_t server_step = batch.server_step;
   RETURN_IF_ERROR(committer_->Submit(MakeUpdate(batch, std::move(result))));
@@ -213,11 +207,9 @@ StepUpdate Trainer::MakeUpdate(const TrainBatch& batch, UpdateResult result) con
 absl::Status Trainer::LogApplied() {
   for (const StepOutcome& outcome : committer_->TakeOutcomes()) {
     StepRecord& record = unlogged_.front();
-    const uint64_t update = outcome.step - start_.identity.base_step - 1;
-    if (update % passes() == 0) record.gradient_norm = outcome.gradient_norm;
-    record.push_seconds += outcome.push_seconds;
-    record.apply_seconds += outcome.apply_seconds;
-    if (update % passes() + 1 < passes()) continue;
+    record.gradient_norm = outcome.gradient_norm;
+    record.push_seconds = outcome.push_seconds;
+    record.apply_seconds = outcome.apply_seconds;
     if (record.step % options_.log_every == 0 || record.step == options_.steps) RETURN_IF_ERROR(log_->Append(record));
     last_ = record;
     unlogged_.pop_front();

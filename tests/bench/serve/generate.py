@@ -2,7 +2,7 @@
 """Tokens per second of transformers' generate() with SmolLM2-135M's shape (random weights), greedy, the same prompts and lengths as
 serve_bench.cc. One JSON object per line.
 
-    tests/bench/serve/generate.py [--dtype f32|bf16] [--prompt N] [--new-tokens N] [--threads N] [--repeats N]
+    tests/bench/serve/generate.py [--dtype fp32|bf16] [--prompt N] [--new-tokens N] [--threads N] [--repeats N]
 """
 import argparse
 import json
@@ -13,7 +13,7 @@ import torch
 import transformers
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
+parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
 parser.add_argument("--prompt", type=int, default=32)
 parser.add_argument("--new-tokens", type=int, default=64)
 parser.add_argument("--threads", type=int, default=2)

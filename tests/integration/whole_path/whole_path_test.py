@@ -100,7 +100,7 @@ def write_pages(path):
 
 def server_arguments(directory, name, ports):
     return ["--server-id", name, "--listen", f"127.0.0.1:{ports[name]}", "--data-dir", directory / name, "--bank-spec", directory / "bank.json",
-            "--slot-map", directory / "slots.json"]
+            "--slot-map", directory / "slots.json", "--admin-listen", "127.0.0.1:0"]
 
 
 def train_arguments(directory):
@@ -189,7 +189,7 @@ def main():
         train_through_a_crash(cluster, directory, ports)
         membank("bank", "publish", "--slot-map", directory / "slots.json", "--checkpoint", "latest", "--version", "v1")
         worker = cluster.start("worker", "membank-worker", "--anchor", directory / "anchor", "--slot-map", directory / "slots.json", "--bank-version",
-                               "v1", "--dtype", "fp32", "--listen", "127.0.0.1:0")
+                               "v1", "--dtype", "fp32", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
         router = cluster.start("router", "membank-router", "--worker", worker["listen"], "--tree", directory / "corpus/tree.safetensors",
                                "--embedder", EMBEDDER, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
         check_memory_learned(directory, router["listen"])
@@ -199,7 +199,7 @@ def main():
         cluster.kill("worker")
         port = worker["listen"]
         cluster.start("worker", "membank-worker", "--anchor", directory / "anchor", "--slot-map", directory / "slots.json", "--bank-version", "v1",
-                      "--dtype", "fp32", "--listen", port)
+                      "--dtype", "fp32", "--listen", port, "--admin-listen", "127.0.0.1:0")
         deadline = time.monotonic() + 30
         while True:
             try:

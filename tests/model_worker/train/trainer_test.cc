@@ -97,14 +97,15 @@ TEST_F(TrainerTest, MicroBatchesEqualTheLargeBatch) {
 
 TEST_F(TrainerTest, GenericControlSeesTheSameTokensAndLeavesTheBankAlone) {
   TrainOptions options = run_.Options("plain");
+  options.clip = 0;  // the two share the norm
   auto plain = TrainFresh("plain", options);
   TrainOptions control = options;
   control.generic_control = true;
   control.output += "-control";
   auto controlled = TrainFresh("control", control);
   // The bank's own blocks are what they are without the control; the generic ones have moved.
-  EXPECT_EQ(Losses(options), Losses(control));
-  EXPECT_EQ(controlled->GetStatus()->head_step, 2 * options.steps);
+  EXPECT_THAT(Losses(control), ::testing::Pointwise(::testing::DoubleNear(1e-5), Losses(options)));
+  EXPECT_EQ(controlled->GetStatus()->head_step, options.steps);
   const std::vector<double> generic = Losses(control, "loss_generic");
   EXPECT_NEAR(generic.front(), Losses(control).front(), 1e-5);  // untouched blocks have no effect
   EXPECT_LT(generic.back(), generic.front());
