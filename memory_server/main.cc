@@ -1,5 +1,4 @@
 // membank-memory-server: one shard of a bank behind the MemoryService.
-#include <csignal>
 #include <thread>
 
 #include "CLI/CLI.hpp"
@@ -10,9 +9,9 @@
 #include "common/config/config.h"
 #include "common/rpc/admin_server.h"
 #include "common/rpc/server.h"
+#include "common/rpc/service_process.h"
 #include "memory_server/memory_service.h"
 #include "memory_server/options.h"
-#include "nlohmann/json.hpp"
 
 namespace membank {
 namespace {
@@ -36,24 +35,8 @@ absl::StatusOr<SlotMap> LoadSlotMap(const MemoryServerOptions& options) {
   return SlotMap::Striped({{options.server_id, options.listen}});
 }
 
-absl::Status WriteReadyFile(const MemoryServerOptions& options, const RpcServer& server, const AdminServer* admin) {
-  if (options.ready_file.empty()) return absl::OkStatus();
-  const nlohmann::json ready = {{"listen", server.address()}, {"admin", admin ? admin->address() : ""}};
-  return WriteFileAtomic(options.ready_file, ready.dump() + "\n");
-}
-
-// Blocked before any thread starts, so that only sigwait gets them.
-sigset_t BlockStopSignals() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  return signals;
-}
-
 absl::Status Run(const MemoryServerOptions& options) {
-  const sigset_t stop_signals = BlockStopSignals();
+  const StopSignals stop_signals;
   std::unique_ptr<AdminServer> admin;
   if (!options.admin_listen.empty()) {
     ASSIGN_OR_RETURN(admin, AdminServer::Start(options.admin_listen));
@@ -81,13 +64,11 @@ absl::Status Run(const MemoryServerOptions& options) {
   ASSIGN_OR_RETURN(const std::unique_ptr<RpcServer> server, RpcServer::Start(rpc, {&service}));
   server->SetReady(true);
   if (admin) admin->SetReady(true);
-  RETURN_IF_ERROR(WriteReadyFile(options, *server, admin.get()));
+  RETURN_IF_ERROR(WriteReadyFile(options.ready_file, {{"listen", server->address()}, {"admin", admin ? admin->address() : ""}}));
   LOG_INFO("bank '{}' ({}), server {} of slot map epoch {}, head step {}: serving on {}, admin {}", spec.bank_id, shard->spec_hash(),
            options.server_id, slot_map.epoch(), shard->Status().head_step, server->address(), admin ? admin->address() : "none");
 
-  int signal = 0;
-  sigwait(&stop_signals, &signal);
-  LOG_INFO("{}: draining", strsignal(signal));
+  LOG_INFO("{}: draining", stop_signals.Wait());
   if (admin) admin->SetReady(false, "draining");
   server->SetReady(false);
   shard->Shutdown();  // calls that wait for a step end now; reads go on

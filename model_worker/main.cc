@@ -1,9 +1,7 @@
 // membank-worker: one anchor and one version of a bank behind the WorkerService.
-#include <csignal>
 #include <filesystem>
 
 #include "CLI/CLI.hpp"
-#include "common/base/file.h"
 #include "common/base/log.h"
 #include "common/base/malloc_tuning.h"
 #include "common/base/status_macros.h"
@@ -11,10 +9,10 @@
 #include "common/config/config.h"
 #include "common/rpc/admin_server.h"
 #include "common/rpc/server.h"
+#include "common/rpc/service_process.h"
 #include "model_worker/options.h"
 #include "model_worker/serve/engine.h"
 #include "model_worker/worker_service.h"
-#include "nlohmann/json.hpp"
 
 namespace membank {
 namespace {
@@ -56,24 +54,8 @@ std::string ModelName(const WorkerOptions& options) {
   return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
 }
 
-absl::Status WriteReadyFile(const WorkerOptions& options, const RpcServer& server, const AdminServer* admin) {
-  if (options.ready_file.empty()) return absl::OkStatus();
-  const nlohmann::json ready = {{"listen", server.address()}, {"admin", admin ? admin->address() : ""}};
-  return WriteFileAtomic(options.ready_file, ready.dump() + "\n");
-}
-
-// Blocked before any thread starts, so that only sigwait gets them.
-sigset_t BlockStopSignals() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  return signals;
-}
-
 absl::Status Run(const WorkerOptions& options) {
-  const sigset_t stop_signals = BlockStopSignals();
+  const StopSignals stop_signals;
   std::unique_ptr<AdminServer> admin;
   if (!options.admin_listen.empty()) {
     ASSIGN_OR_RETURN(admin, AdminServer::Start(options.admin_listen));
@@ -94,14 +76,12 @@ absl::Status Run(const WorkerOptions& options) {
   ASSIGN_OR_RETURN(const std::unique_ptr<RpcServer> server, RpcServer::Start(rpc, {&service}));
   server->SetReady(true);
   if (admin) admin->SetReady(true);
-  RETURN_IF_ERROR(WriteReadyFile(options, *server, admin.get()));
+  RETURN_IF_ERROR(WriteReadyFile(options.ready_file, {{"listen", server->address()}, {"admin", admin ? admin->address() : ""}}));
   LOG_INFO("anchor {} ({}, {}), {}: serving on {}, admin {}", ModelName(options), engine->facts().anchor_fingerprint, options.dtype,
            memory == nullptr ? "no memory" : fmt::format("bank '{}' version {}", memory->spec().bank_id, version.empty() ? "head" : version),
            server->address(), admin ? admin->address() : "none");
 
-  int signal = 0;
-  sigwait(&stop_signals, &signal);
-  LOG_INFO("{}: draining", strsignal(signal));
+  LOG_INFO("{}: draining", stop_signals.Wait());
   if (admin) admin->SetReady(false, "draining");
   server->SetReady(false);
   const uint32_t left = engine->Drain(absl::Now() + absl::Milliseconds(options.drain_timeout_ms));

@@ -1,16 +1,12 @@
 // membank-router: settings, tree and embedder, workers, gRPC and HTTP; serve until SIGTERM or SIGINT; drain and end in reverse.
-#include <csignal>
-#include <cstring>
-#include <pthread.h>
 #include <unistd.h>
 
-#include "common/base/file.h"
 #include "common/base/log.h"
 #include "common/base/malloc_tuning.h"
 #include "common/base/status_macros.h"
 #include "common/config/config.h"
 #include "common/rpc/server.h"
-#include "nlohmann/json.hpp"
+#include "common/rpc/service_process.h"
 #include "router/http/openai_service.h"
 #include "router/options.h"
 #include "router/retriever/retriever.h"
@@ -55,16 +51,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> StartHttp(const std::string& listen,
   return HttpServer::Start(http, std::move(routes));
 }
 
-absl::Status WriteReadyFile(const RouterOptions& options, const RpcServer& rpc, const HttpServer* http, const HttpServer* admin) {
-  if (options.ready_file.empty()) return absl::OkStatus();
-  const nlohmann::json ready = {{"listen", rpc.address()},
-                                {"http", http != nullptr ? http->address() : ""},
-                                {"admin", admin != nullptr ? admin->address() : ""},
-                                {"pid", getpid()}};
-  return WriteFileAtomic(options.ready_file, ready.dump() + "\n");
-}
-
-absl::Status Serve(const RouterOptions& options, const sigset_t& stop_signals) {
+absl::Status Serve(const RouterOptions& options, const StopSignals& stop_signals) {
   ASSIGN_OR_RETURN(const std::unique_ptr<PathFinder> paths, LoadPathFinder(options));
   WorkerPoolOptions pool;
   pool.workers = options.worker;
@@ -85,13 +72,13 @@ absl::Status Serve(const RouterOptions& options, const sigset_t& stop_signals) {
   ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> http, StartHttp(options.http_listen, options.http_threads, options, openai.Routes()));
   ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> admin, StartHttp(options.admin_listen, 4, options, AdminRoutes(router, draining)));
   rpc->SetReady(true);
-  RETURN_IF_ERROR(WriteReadyFile(options, *rpc, http.get(), admin.get()));
+  RETURN_IF_ERROR(WriteReadyFile(options.ready_file, {{"listen", rpc->address()},
+                                                      {"http", http ? http->address() : ""},
+                                                      {"admin", admin ? admin->address() : ""}}));
   LOG_INFO("router serves gRPC on {}, HTTP on {}, admin on {}; {} worker(s), tree {}", rpc->address(), http ? http->address() : "(none)",
            admin ? admin->address() : "(none)", options.worker.size(), paths ? paths->facts().tree_fingerprint : "(none)");
 
-  int signal = 0;
-  sigwait(&stop_signals, &signal);
-  LOG_INFO("{}: draining for at most {} ms", strsignal(signal), options.drain_timeout_ms);
+  LOG_INFO("{}: draining for at most {} ms", stop_signals.Wait(), options.drain_timeout_ms);
   draining = true;
   rpc->SetReady(false);
   const std::chrono::milliseconds drain(options.drain_timeout_ms);
@@ -112,12 +99,8 @@ int Main(int argc, char** argv) {
   if (const auto code = config::Parse(app, argc, argv, [&] { return Validate(options); })) return *code;
   TuneMalloc();
   InitLogging("router", options.log_level);
-  sigset_t stop_signals;  // blocked in every thread; main waits for them
-  sigemptyset(&stop_signals);
-  sigaddset(&stop_signals, SIGTERM);
-  sigaddset(&stop_signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);
-  signal(SIGPIPE, SIG_IGN);
+  const StopSignals stop_signals;
+  std::signal(SIGPIPE, SIG_IGN);
   if (const absl::Status status = Serve(options, stop_signals); !status.ok()) {
     LOG_ERROR("{}", std::string(status.message()));
     return 1;

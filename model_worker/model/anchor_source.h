@@ -10,6 +10,8 @@
 
 namespace membank {
 
+inline constexpr char kOriginKey[] = "membank.origin";   // in the metadata of model.safetensors
+
 class AnchorSource {
  public:
   virtual ~AnchorSource() = default;
@@ -19,6 +21,8 @@ class AnchorSource {
   virtual absl::StatusOr<torch::Tensor> Read(const std::string& name, const std::vector<int64_t>& shape, torch::Dtype dtype) const = 0;
   // XXH3-128 of the configuration and every tensor's name, type, shape and bytes as they are in the file: the same whatever dtype is asked for.
   virtual std::string Fingerprint() const = 0;
+  // Fingerprint of the anchor that this one was co-trained from, as SaveAnchor recorded it; empty when it was not.
+  virtual std::string Origin() const { return ""; }
 };
 
 absl::StatusOr<std::unique_ptr<AnchorSource>> OpenHuggingFace(const std::string& directory);

@@ -33,10 +33,12 @@ class HuggingFaceSource : public AnchorSource {
         return InvalidArgument("tensor {} is in {} and in {}", name, tensors_.at(name).file, path);
       }
     }
+    if (const auto origin = file->metadata().find(kOriginKey); origin != file->metadata().end()) origin_ = origin->second;
     files_.push_back(std::move(file));
     return absl::OkStatus();
   }
 
+  std::string Origin() const override { return origin_; }
   const ModelConfig& config() const override { return config_; }
   bool Has(const std::string& name) const override { return tensors_.count(name) > 0; }
 
@@ -79,6 +81,7 @@ class HuggingFaceSource : public AnchorSource {
   ModelConfig config_;
   std::map<std::string, Located> tensors_;
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
+  std::string origin_;
 };
 
 absl::StatusOr<std::vector<std::string>> WeightFiles(const std::filesystem::path& directory) {

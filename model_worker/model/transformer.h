@@ -32,6 +32,7 @@ struct AnchorWeights {
   torch::Tensor final_norm;      // [d]
   torch::Tensor head;            // [V, d]; the same tensor as `embedding` when tied
   std::string fingerprint;       // hash of config and weights: the bank spec's anchor_fingerprint
+  std::string origin;            // of the anchor that this one was co-trained from; its own fingerprint when it was not. A bank belongs to an origin
 
   // Every distinct parameter with its Hugging Face name, in a fixed order (tied head once).
   std::vector<std::pair<std::string, torch::Tensor>> Named() const;

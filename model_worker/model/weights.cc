@@ -101,6 +101,7 @@ absl::StatusOr<AnchorWeights> LoadAnchor(const std::string& path, torch::Dtype d
   weights.head = c.tied_head ? weights.embedding : reader.Read("lm_head.weight", {c.vocab, c.hidden});
   RETURN_IF_ERROR(reader.status());
   weights.fingerprint = source->Fingerprint();
+  weights.origin = source->Origin().empty() ? weights.fingerprint : source->Origin();
   return weights;
 }
 
@@ -119,7 +120,7 @@ absl::Status SaveAnchor(const AnchorWeights& weights, const std::string& directo
                      {static_cast<const uint8_t*>(tensor.data_ptr()), static_cast<size_t>(tensor.nbytes())}});
   }
   const std::filesystem::path base(directory);
-  RETURN_IF_ERROR(WriteSafetensors((base / "model.safetensors").string(), views, {{"format", "pt"}}));
+  RETURN_IF_ERROR(WriteSafetensors((base / "model.safetensors").string(), views, {{"format", "pt"}, {kOriginKey, weights.origin}}));
   return WriteFileAtomic((base / "config.json").string(), HuggingFaceConfigText(weights.config, weights.embedding.scalar_type()));
 }
 

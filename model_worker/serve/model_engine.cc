@@ -25,9 +25,9 @@ absl::Status CheckBank(const BankSpec& bank, const AnchorWeights& anchor) {
     return FailedPrecondition("bank {} was made for {} layers of hidden size {}, the anchor has {} of {}; serve it with its own anchor",
                               bank.bank_id, bank.layers, bank.hidden, config.layers, config.hidden);
   }
-  if (bank.anchor_fingerprint != anchor.fingerprint) {
+  if (bank.anchor_fingerprint != anchor.origin) {
     return FailedPrecondition("bank {} was trained beside the anchor with fingerprint {}, this one's is {}; serve it with its own anchor",
-                              bank.bank_id, bank.anchor_fingerprint, anchor.fingerprint);
+                              bank.bank_id, bank.anchor_fingerprint, anchor.origin);
   }
   return absl::OkStatus();
 }

@@ -10,7 +10,7 @@ absl::StatusOr<AnchorFacts> ReadAnchorFacts(const std::string& path) {
   AnchorFacts facts;
   facts.layers = static_cast<uint32_t>(anchor.config.layers);
   facts.hidden = static_cast<uint32_t>(anchor.config.hidden);
-  facts.fingerprint = anchor.fingerprint;
+  facts.fingerprint = anchor.origin;
   for (const auto& [name, tensor] : anchor.Named()) facts.parameters += tensor.numel();
   return facts;
 }

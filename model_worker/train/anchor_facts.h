@@ -11,7 +11,7 @@ namespace membank {
 struct AnchorFacts {
   uint32_t layers = 0, hidden = 0;
   uint64_t parameters = 0;      // a tied head counts once
-  std::string fingerprint;
+  std::string fingerprint;      // the origin of a co-trained one: what a bank names
 };
 
 // Reads the whole anchor: its fingerprint covers the weights.

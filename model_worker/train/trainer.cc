@@ -105,7 +105,7 @@ absl::Status Trainer::Open() {
 absl::Status Trainer::LoadInputs(nlohmann::json* description) {
   ASSIGN_OR_RETURN(anchor_, LoadAnchor(options_.anchor_path, TorchDtype(options_.dtype)));
   ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, LoadTokenizer(options_.anchor_path));
-  RETURN_IF_ERROR(CheckBelongTogether(spec_, corpus_->info(), anchor_.config, anchor_.fingerprint, tokenizer->Fingerprint()));
+  RETURN_IF_ERROR(CheckBelongTogether(spec_, corpus_->info(), anchor_.config, anchor_.origin, tokenizer->Fingerprint()));
   const RunFacts facts{anchor_.fingerprint, corpus_->Fingerprint(), spec_.tree_fingerprint, spec_.Hash()};
   *description = DescribeRun(options_, facts, spec_.fan_out);
   return absl::OkStatus();

@@ -17,7 +17,7 @@ ALLOWED = {
     "common/text": ["common/base", "common/tensors", "json", "pcre", "unicode"],
     "common/corpus": ["common/base", "common/text", "json", "compression"],
     "common/config": ["common/base", "cli11", "json"],
-    "common/rpc": ["common/base", "common/bank", "common/tensors", "proto", "grpc", "http"],
+    "common/rpc": ["common/base", "common/bank", "common/tensors", "proto", "grpc", "http", "json"],
     "common/client": ["common/base", "common/bank", "common/tensors", "common/rpc", "proto", "grpc"],
     "memory_server": ["common/base", "common/tensors", "common/bank", "common/config", "common/rpc", "proto", "grpc", "json", "cli11", "http"],
     "router/retriever": ["common/base", "common/tensors", "common/bank", "common/text", "json"],

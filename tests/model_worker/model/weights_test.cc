@@ -45,12 +45,27 @@ TEST_F(WeightsTest, SaveAndLoadKeepEveryBit) {
   const auto again = LoadAnchor(copy, torch::kFloat);
   ASSERT_TRUE(again.ok()) << again.status().ToString();
   EXPECT_EQ(again->fingerprint, weights->fingerprint);
+  EXPECT_EQ(again->origin, weights->fingerprint);
   const auto a = weights->Named(), b = again->Named();
   ASSERT_EQ(a.size(), b.size());
   for (size_t i = 0; i < a.size(); ++i) {
     EXPECT_EQ(a[i].first, b[i].first);
     EXPECT_TRUE(torch::equal(a[i].second, b[i].second)) << a[i].first;
   }
+}
+
+// A bank names the anchor it was created beside; co-training changes the weights and keeps the name.
+TEST_F(WeightsTest, CoTrainedAnchorKeepsItsOrigin) {
+  auto weights = LoadAnchor(directory_.string(), torch::kFloat);
+  ASSERT_TRUE(weights.ok());
+  EXPECT_EQ(weights->origin, weights->fingerprint);
+  weights->final_norm.add_(1);
+  const std::string copy = (directory_ / "cotrained").string();
+  ASSERT_TRUE(SaveAnchor(*weights, copy).ok());
+  const auto again = LoadAnchor(copy, torch::kFloat);
+  ASSERT_TRUE(again.ok()) << again.status().ToString();
+  EXPECT_NE(again->fingerprint, weights->fingerprint);
+  EXPECT_EQ(again->origin, weights->origin);
 }
 
 TEST_F(WeightsTest, FingerprintDependsOnTheFileAndNotOnTheDtype) {

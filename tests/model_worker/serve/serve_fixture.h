@@ -61,7 +61,7 @@ inline AnchorWeights TinyAnchor() {
   }
   weights.final_norm = torch::ones({d});
   weights.head = weights.embedding;
-  weights.fingerprint = "tiny";
+  weights.fingerprint = weights.origin = "tiny";
   return weights;
 }
 
