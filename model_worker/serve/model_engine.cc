@@ -274,7 +274,7 @@ bool ModelEngine::ReadMail() {
   bool stopping = false;
   {
     absl::MutexLock lock(&mu_);
-    if (running_.empty()) mu_.AwaitWithDeadline(absl::Condition(this, &ModelEngine::HasMail), NextDeadline());
+    if (NothingToDo()) mu_.AwaitWithDeadline(absl::Condition(this, &ModelEngine::HasMail), NextDeadline());
     arrived.swap(inbox_);
     cancelled.swap(cancelled_);
     loaded.swap(loaded_);
@@ -303,6 +303,14 @@ bool ModelEngine::ReadMail() {
   for (SequencePtr& sequence : waiting_) end_if_due(*sequence);
   for (SequencePtr& sequence : running_) end_if_due(*sequence);
   return !stopping;
+}
+
+// Nothing runs, and of the sequences that may be admitted next all wait for their blocks.
+bool ModelEngine::NothingToDo() const {
+  const size_t ahead = std::min<size_t>(waiting_.size(), options_.max_running);
+  return running_.empty() && std::all_of(waiting_.begin(), waiting_.begin() + static_cast<ptrdiff_t>(ahead), [](const SequencePtr& sequence) {
+           return sequence->state == Sequence::State::kLoading;
+         });
 }
 
 absl::Time ModelEngine::NextDeadline() const {

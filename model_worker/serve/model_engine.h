@@ -57,6 +57,7 @@ class ModelEngine final : public Engine {
   void Step();
   void Finish(SequencePtr sequence);
   void PublishStatus();
+  bool NothingToDo() const;
   absl::Time NextDeadline() const;
 
   const EngineOptions options_;
