@@ -41,7 +41,7 @@ absl::Status TrainOptions::Validate() const {
   RETURN_IF_ERROR(CheckRange("clip", clip, 0, 1e9));
   if (generic_probability > 1) return InvalidArgument("--generic-probability is {}; allowed: 0 to 1", generic_probability);
   if (generic_control && mode == TrainMode::kCotrain)
-    return absl::InvalidArgumentError("--generic-control needs --mode frozen: a second pass would train the anchor on the control too; "
+    return absl::InvalidArgumentError("--generic-control needs --mode frozen: the anchor would be trained on the control too; "
                                       "use --generic-probability when co-training");
   if (generic_control && generic_probability > 0)
     return InvalidArgument("--generic-control already gives the generic memory every sequence; --generic-probability {} does not go "

@@ -1,5 +1,5 @@
 // Speed of the model alone: training step (forward, loss, backward), prefill and decode, tokens per second, medians. The same shapes as
-// eager.py beside it; compare.py runs both in turn and prints the ratios. One JSON object per line on stdout.
+// eager.py beside it; tests/bench/run runs both in turn and prints the ratios. One JSON object per line on stdout.
 #include <torch/torch.h>
 
 #include <algorithm>

@@ -1,5 +1,5 @@
 // Documents a second of the MiniLM embedder: retriever_bench MODEL_DIR PAGES.jsonl prints one number a line for each line on standard input, so
-// that compare.py can take turns with sentence-transformers.
+// that tests/bench/run can take turns with sentence-transformers.
 #include <chrono>
 #include <cstdio>
 #include <fstream>

@@ -1,5 +1,5 @@
 // Tokens per second of the serving engine: one stream, eight, and eight or thirty-two with memory on one path or on as many paths. Greedy,
-// no end of text. The same shapes as generate.py beside it; compare.py runs both in turn. One JSON object per line on stdout.
+// no end of text. The same shapes as generate.py beside it; tests/bench/run runs both in turn. One JSON object per line on stdout.
 #include <algorithm>
 
 #include "CLI/CLI.hpp"
