@@ -9,6 +9,7 @@
 #include "cli/connect.h"
 #include "common/bank/cluster_tree.h"
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "model_worker/train/anchor_facts.h"
 #include "nlohmann/json.hpp"
@@ -76,7 +77,7 @@ absl::Status Create(const BankCommand& command) {
   RETURN_IF_ERROR(WriteFileAtomic(command.output, spec.ToJson() + "\n"));
   if (command.json) {
     nlohmann::json json = SizesOf(spec, anchor.parameters);
-    json["spec"] = nlohmann::json::parse(spec.ToJson());
+    json["spec"] = *ParseJson(spec.ToJson());
     json["hash"] = spec.Hash();
     fmt::print("{}\n", json.dump());
     return absl::OkStatus();
@@ -108,7 +109,7 @@ absl::Status ShowStatus(const BankCommand& command) {
   ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, command.servers.Connect());
   ASSIGN_OR_RETURN(const BankStatus status, client->GetStatus());
   if (command.json) {
-    const nlohmann::json json = {{"spec", nlohmann::json::parse(status.spec.ToJson())}, {"hash", status.spec.Hash()},
+    const nlohmann::json json = {{"spec", *ParseJson(status.spec.ToJson())}, {"hash", status.spec.Hash()},
                                  {"slot_map_epoch", status.slot_map_epoch}, {"head_step", status.head_step}, {"run_id", status.run_id},
                                  {"run_epoch", status.run_epoch}, {"versions", status.versions}, {"touched_blocks", status.touched_blocks},
                                  {"resident_bytes", status.resident_bytes}};

@@ -8,6 +8,7 @@
 #include "common/bank/cluster_tree.h"
 #include "common/base/file.h"
 #include "common/base/hash.h"
+#include "common/base/json.h"
 #include "common/base/progress.h"
 #include "common/base/status_macros.h"
 #include "common/corpus/packer.h"
@@ -49,7 +50,7 @@ std::string BuildKey(const CorpusBuildOptions& options, const std::vector<Docume
 absl::StatusOr<bool> IsBuilt(const std::string& output, const std::string& key) {
   if (!fs::exists(output + "/index.json")) return false;
   const absl::StatusOr<std::string> text = ReadFile(output + "/build.json");
-  const Json build = text.ok() ? Json::parse(*text, nullptr, false) : Json();
+  const Json build = text.ok() ? ParseJson(*text).value_or(Json()) : Json();
   if (!build.is_object() || build.value("key", "") != key) {
     return AlreadyExists("{} holds a corpus made from other documents or options; choose another --output or remove the folder", output);
   }

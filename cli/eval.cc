@@ -9,6 +9,7 @@
 #include "cli/command.h"
 #include "cli/eval_scoring.h"
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/progress.h"
 #include "common/base/status_macros.h"
 #include "common/base/thread_pool.h"
@@ -67,7 +68,7 @@ absl::StatusOr<std::vector<Item>> ReadItems(const std::string& path, bool cloze)
     ++number;
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     const std::string where = fmt::format("{}:{}", path, number);
-    const nlohmann::json row = nlohmann::json::parse(line, nullptr, false);
+    const nlohmann::json row = ParseJson(line).value_or(nlohmann::json());
     if (!row.is_object()) return InvalidArgument("{}: not a JSON object (or not UTF-8)", where);
     Item item;
     item.name = where;

@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
 #include "nlohmann/json.hpp"
@@ -59,7 +60,7 @@ Json MarksToJson(const CutMarks& marks, const CutDigest& digest, const std::stri
 
 absl::StatusOr<Json> ReadJson(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  Json json = ParseJson(text).value_or(Json());
   if (!json.is_object()) return DataLoss("manifest {} is damaged: not a JSON object", path);
   return json;
 }

@@ -10,6 +10,7 @@
 #include "common/bank/block_init.h"
 #include "common/base/crc32c.h"
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "memory_server/block_record.h"
 #include "memory_server/rocksdb_store.h"
@@ -38,7 +39,7 @@ absl::Status CheckIdentity(const std::string& data_directory, const BankSpec& sp
     return FailedPrecondition("data directory {} holds a bank with spec hash {}, the spec given has {}; give the server another data directory",
                               data_directory, stored->Hash(), spec.Hash());
   ASSIGN_OR_RETURN(const std::string server_text, ReadFile(server_path));
-  const Json server = Json::parse(server_text, nullptr, /*allow_exceptions=*/false);
+  const Json server = ParseJson(server_text).value_or(Json());
   const bool readable = server.is_object() && server.contains("server_id") && server["server_id"].is_string();
   if (!readable) return DataLoss("{} is damaged: no server_id in it", server_path);
   const std::string stored_id = server["server_id"].get<std::string>();

@@ -5,6 +5,7 @@
 
 #include "common/bank/block_init.h"
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "memory_server/optimizer.h"
 #include "memory_server/shard.h"
@@ -59,7 +60,7 @@ absl::Status Shard::LoadRuns() {
   const std::string path = options_.data_directory + kRunsFile;
   if (!std::filesystem::exists(path)) return absl::OkStatus();
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const Json json = ParseJson(text).value_or(Json());
   if (!json.is_object()) return DataLoss("{} is damaged: not a JSON object", path);
   absl::MutexLock lock(&run_mu_);
   for (const auto& [run_id, epoch] : json.items()) {

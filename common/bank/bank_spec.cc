@@ -4,6 +4,7 @@
 #include <array>
 
 #include "common/base/hash.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "nlohmann/json.hpp"
 
@@ -157,7 +158,7 @@ std::string BankSpec::ToJson() const {
 }
 
 absl::StatusOr<BankSpec> BankSpec::FromJson(const std::string& text) {
-  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const Json json = ParseJson(text).value_or(Json());
   if (!json.is_object()) return InvalidArgument("bank spec: not a JSON object: \"{}\"", text.substr(0, 80));
   MemberReader members(json);
   BankSpec spec;

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "nlohmann/json.hpp"
 
@@ -77,8 +78,9 @@ absl::StatusOr<SlotMap> SlotMap::Striped(std::vector<SlotServer> servers, uint64
 }
 
 absl::StatusOr<SlotMap> SlotMap::FromJson(const std::string& text) {
-  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded()) return InvalidArgument("slot map: not JSON: \"{}\"", text.substr(0, 80));
+  const absl::StatusOr<Json> parsed = ParseJson(text);
+  if (!parsed.ok()) return InvalidArgument("slot map: \"{}\" is not JSON: {}", text.substr(0, 80), std::string(parsed.status().message()));
+  const Json& json = *parsed;
   RETURN_IF_ERROR(CheckKeys(json, {"epoch", "servers", "slots"}, "the file"));
   SlotMap map;
   if (!json["epoch"].is_number_unsigned() || json["epoch"].get<uint64_t>() == 0)

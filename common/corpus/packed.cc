@@ -11,6 +11,7 @@
 #include <filesystem>
 
 #include "common/base/hash.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "nlohmann/json.hpp"
 
@@ -135,7 +136,7 @@ absl::StatusOr<Index> ReadIndex(const std::string& directory) {
     return NotFound("{} holds no packed corpus (no index.json); `membank corpus build --output {}` writes one", directory, directory);
   }
   RETURN_IF_ERROR(text.status());
-  const Json json = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
+  const Json json = ParseJson(*text).value_or(Json());
   if (!json.is_object()) return DataLoss("{}: not a JSON object; the file is damaged", path);
   Index index;
   try {

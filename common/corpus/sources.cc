@@ -7,6 +7,7 @@
 #include <system_error>
 
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "common/corpus/dictd.h"
 #include "nlohmann/json.hpp"
@@ -47,23 +48,21 @@ absl::Status ReadTextFile(const std::string& path, Encoding encoding, std::vecto
 
 absl::StatusOr<Document> ParseLine(std::string_view line, const std::string& where) {
   Document document;
-  try {
-    const Json json = Json::parse(line);
-    if (!json.is_object()) return InvalidArgument("{}: expected an object like {{\"text\": \"...\"}}, found {}", where, json.type_name());
-    const auto text = json.find("text");
-    if (text == json.end()) return InvalidArgument("{}: the key \"text\" is missing", where);
-    if (!text->is_string()) return InvalidArgument("{}: \"text\" is a {}, not a string", where, text->type_name());
-    document.text = text->get<std::string>();
-    if (const auto title = json.find("title"); title != json.end() && !title->is_null()) {
-      if (!title->is_string()) return InvalidArgument("{}: \"title\" is a {}, not a string", where, title->type_name());
-      document.title = title->get<std::string>();
-    }
-    if (const auto id = json.find("id"); id != json.end() && !id->is_null()) {
-      if (!id->is_string() && !id->is_number_integer()) return InvalidArgument("{}: \"id\" is a {}, not a string or an integer", where, id->type_name());
-      document.id = id->is_string() ? id->get<std::string>() : id->dump();
-    }
-  } catch (const Json::exception& error) {
-    return InvalidArgument("{}: not JSON: {}", where, error.what());
+  const absl::StatusOr<Json> parsed = ParseJson(line);
+  if (!parsed.ok()) return InvalidArgument("{}: not JSON: {}", where, std::string(parsed.status().message()));
+  const Json& json = *parsed;
+  if (!json.is_object()) return InvalidArgument("{}: expected an object like {{\"text\": \"...\"}}, found {}", where, json.type_name());
+  const auto text = json.find("text");
+  if (text == json.end()) return InvalidArgument("{}: the key \"text\" is missing", where);
+  if (!text->is_string()) return InvalidArgument("{}: \"text\" is a {}, not a string", where, text->type_name());
+  document.text = text->get<std::string>();
+  if (const auto title = json.find("title"); title != json.end() && !title->is_null()) {
+    if (!title->is_string()) return InvalidArgument("{}: \"title\" is a {}, not a string", where, title->type_name());
+    document.title = title->get<std::string>();
+  }
+  if (const auto id = json.find("id"); id != json.end() && !id->is_null()) {
+    if (!id->is_string() && !id->is_number_integer()) return InvalidArgument("{}: \"id\" is a {}, not a string or an integer", where, id->type_name());
+    document.id = id->is_string() ? id->get<std::string>() : id->dump();
   }
   if (IsBlank(document.text)) return InvalidArgument("{}: \"text\" is empty; remove the line", where);
   if (document.id.empty()) document.id = where;

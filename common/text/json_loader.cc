@@ -2,6 +2,7 @@
 #include <filesystem>
 
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "common/text/bpe.h"
 #include "common/text/loaders.h"
@@ -15,7 +16,7 @@ using Json = nlohmann::json;
 
 absl::StatusOr<Json> ReadJson(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  Json json = ParseJson(text).value_or(Json());
   if (!json.is_object()) return InvalidArgument("{} is not a JSON object", path);
   return json;
 }

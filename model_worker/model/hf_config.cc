@@ -1,5 +1,6 @@
 #include "model_worker/model/hf_config.h"
 
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "model_worker/model/anchor_source.h"
 #include "nlohmann/json.hpp"
@@ -44,7 +45,7 @@ absl::Status CheckRope(const Json& rope, const std::string& where) {
 }  // namespace
 
 absl::StatusOr<ModelConfig> ParseHuggingFaceConfig(const std::string& text, const std::string& where) {
-  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const Json json = ParseJson(text).value_or(Json());
   if (!json.is_object()) return InvalidArgument("{} is not a JSON object", where);
   std::string architecture = "(none)";
   const auto names = json.find("architectures");

@@ -3,6 +3,7 @@
 #include <map>
 
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "common/tensors/safetensors.h"
 #include "model_worker/model/anchor_source.h"
@@ -91,7 +92,7 @@ absl::StatusOr<std::vector<std::string>> WeightFiles(const std::filesystem::path
     return NotFound("{} has neither model.safetensors nor model.safetensors.index.json", directory.string());
   }
   ASSIGN_OR_RETURN(const std::string text, ReadFile(index.string()));
-  const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const nlohmann::json json = ParseJson(text).value_or(nlohmann::json());
   if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object()) {
     return InvalidArgument("{} has no \"weight_map\" object", index.string());
   }

@@ -10,6 +10,7 @@
 #include <filesystem>
 
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "common/base/version.h"
 
@@ -20,7 +21,7 @@ constexpr int kFormat = 1;
 
 absl::StatusOr<nlohmann::json> ReadJson(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  nlohmann::json json = ParseJson(text).value_or(nlohmann::json());
   if (!json.is_object()) return DataLoss("{} is not a JSON object", path);
   return json;
 }

@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "model_worker/train/loss_chart.h"
 
@@ -40,7 +41,7 @@ absl::StatusOr<std::unique_ptr<RunLog>> RunLog::Open(const std::string& run_dire
   if (std::filesystem::exists(path)) {
     ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
     for (size_t begin = 0, end; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
-      const nlohmann::json line = nlohmann::json::parse(text.begin() + begin, text.begin() + end, nullptr, false);
+      const nlohmann::json line = ParseJson(std::string_view(text).substr(begin, end - begin)).value_or(nlohmann::json());
       if (!line.is_object() || !line.contains("step") || line["step"] > last_step) break;  // a line cut short by a crash ends the log, too
       kept.append(text, begin, end + 1 - begin);
       points.push_back({line["step"], line.value("loss", 0.0), line.value("loss_generic", std::numeric_limits<double>::quiet_NaN())});

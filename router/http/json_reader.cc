@@ -1,18 +1,16 @@
 #include "router/http/json_reader.h"
 
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "router/http/http_error.h"
 
 namespace membank {
 
 absl::StatusOr<nlohmann::json> ParseJsonObject(const std::string& text) {
-  try {
-    nlohmann::json object = nlohmann::json::parse(text);
-    if (object.is_object()) return object;
-    return InvalidArgument("the body is a JSON {}; an object is expected", object.type_name());
-  } catch (const nlohmann::json::parse_error& error) {
-    return InvalidArgument("the body is not JSON: {}", error.what());
-  }
+  absl::StatusOr<nlohmann::json> body = ParseJson(text);
+  if (!body.ok()) return InvalidArgument("the body is not JSON: {}", std::string(body.status().message()));
+  if (!body->is_object()) return InvalidArgument("the body is a JSON {}; an object is expected", body->type_name());
+  return body;
 }
 
 const nlohmann::json* JsonReader::Find(const std::string& name) const {

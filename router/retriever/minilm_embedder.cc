@@ -8,6 +8,7 @@
 
 #include "common/base/file.h"
 #include "common/base/hash.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "common/tensors/safetensors.h"
 #include "common/text/tokenizer.h"
@@ -40,7 +41,7 @@ struct BertWeights {
 
 absl::StatusOr<Json> ReadJson(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  Json json = ParseJson(text).value_or(Json());
   if (!json.is_object()) return InvalidArgument("{}: not a JSON object", path);
   return json;
 }

@@ -17,6 +17,7 @@ CASES = {  # file -> (contents, what the lint must say)
     "common/rpc/f.h": ("\n", "the map of folders misses `common/rpc/`"),
     "proto/membank/v1/g.proto": ("// A thing.\nmessage Thing {\n  int32 naked = 1;\n}\n", "no comment: int32 naked = 1;"),
     "common/base/h.cc": ("// TODO later\n", "stand-in code"),
+    "common/base/i.cc": ("auto x = nlohmann::json::parse(text);\n", "without a bound on its depth"),
 }
 
 

@@ -1,0 +1,39 @@
+#include "common/base/json.h"
+
+#include <algorithm>
+
+#include "common/base/status_macros.h"
+
+namespace membank {
+
+int JsonDepth(std::string_view text) {
+  int depth = 0, deepest = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (in_string) {
+      if (c == '\\') ++i;
+      else if (c == '"') in_string = false;
+    } else if (c == '"') {
+      in_string = true;
+    } else if (c == '[' || c == '{') {
+      deepest = std::max(deepest, ++depth);
+    } else if (c == ']' || c == '}') {
+      --depth;
+    }
+  }
+  return deepest;
+}
+
+absl::StatusOr<nlohmann::json> ParseJson(std::string_view text) {
+  if (const int depth = JsonDepth(text); depth > kMaxJsonDepth) {
+    return InvalidArgument("lists and objects nest {} deep; at most {} are allowed", depth, kMaxJsonDepth);
+  }
+  try {
+    return nlohmann::json::parse(text);
+  } catch (const nlohmann::json::exception& error) {
+    return InvalidArgument("{}", error.what());
+  }
+}
+
+}  // namespace membank

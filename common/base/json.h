@@ -1,0 +1,20 @@
+// JSON from outside. nlohmann's values are copied, printed and compared by recursion, so that a few hundred kilobytes of '[' would overflow the
+// stack; whatever nests deeper than our formats need is refused before it is built (tests/lint: nothing else parses JSON). Pure functions.
+#pragma once
+
+#include <string_view>
+
+#include "absl/status/statusor.h"
+#include "nlohmann/json.hpp"
+
+namespace membank {
+
+inline constexpr int kMaxJsonDepth = 64;
+
+// INVALID_ARGUMENT says what is wrong and at which byte.
+absl::StatusOr<nlohmann::json> ParseJson(std::string_view text);
+
+// Of text that is JSON: how deep its lists and objects nest.
+int JsonDepth(std::string_view text);
+
+}  // namespace membank

@@ -1,0 +1,89 @@
+#include <cstring>
+#include <filesystem>
+
+#include "common/base/crc32c.h"
+#include "common/base/file.h"
+#include "memory_server/block_record.h"
+#include "memory_server/checkpoint.h"
+#include "memory_server/in_memory_block_store.h"
+#include "tests/fuzz/fuzz_target.h"
+
+namespace membank::fuzz {
+namespace {
+
+absl::Span<const uint8_t> Bytes(std::string_view text) { return {reinterpret_cast<const uint8_t*>(text.data()), text.size()}; }
+
+// A byte, then key and record. With an odd byte the record gets the checksum of what is there.
+void RunBlockRecord(std::string_view input) {
+  Pieces pieces(input);
+  const bool repair = pieces.Byte() % 2 == 1;
+  (void)ParseBlockKey(pieces.Piece()).ok();
+  std::string record(pieces.Rest());
+  for (const size_t header : {size_t{16}, size_t{40}}) {
+    if (repair && record.size() >= header) {
+      const uint32_t crc = Crc32c(record.data() + header, record.size() - header);
+      std::memcpy(record.data() + 4, &crc, sizeof(crc));
+    }
+    (void)DecodeWeights(Bytes(record), record.size() - std::min<size_t>(record.size(), 16)).ok();
+    (void)DecodeState(Bytes(record)).ok();
+  }
+}
+
+std::vector<std::string> BlockRecordSeeds() {
+  const std::string payload = "0123456789abcdef";
+  WeightsRecord weights{3, Crc32c(payload.data(), payload.size()), Bytes(payload)};
+  StateRecord state{3, 2, Bytes(payload), Bytes(std::string_view(payload).substr(8)), Bytes(std::string_view(payload).substr(8))};
+  const std::string key = MakePiece(BlockKey({1, 2}));
+  return {"\1" + key + EncodeWeightsHeader(weights) + payload, "\1" + key + EncodeStateHeader(state) + payload + payload};
+}
+
+// manifest.json and committed.json of a checkpoint and manifest.json of a version, a piece each.
+void RunCheckpointManifests(std::string_view input) {
+  const std::string data = ScratchDirectory() + "/shard";
+  for (const char* directory : {"/checkpoints/c", "/versions/v/weights"}) std::filesystem::create_directories(data + directory);
+  Pieces pieces(input);
+  WriteScratch("shard/checkpoints/c/manifest.json", pieces.Piece());
+  const std::string_view committed = pieces.Piece();
+  std::filesystem::remove(data + "/checkpoints/c/committed.json");
+  if (!committed.empty()) WriteScratch("shard/checkpoints/c/committed.json", committed);
+  WriteScratch("shard/versions/v/manifest.json", pieces.Piece());
+  const auto store = CheckpointStore::Open(data, "hash", InMemoryBlockStore::Open, 2);
+  if (!store.ok()) return;
+  (void)(*store)->List();
+  (void)(*store)->LastCommitted();
+}
+
+std::vector<std::string> CheckpointManifestSeeds() {
+  const std::string marks = R"("format":1,"spec_hash":"hash","step":4,"run_id":"r","run_epoch":1,"blocks":2,"blocks_crc32c":77)";
+  return {MakePiece("{" + marks + R"(,"id":"c","sequence":3})") + MakePiece(R"({"sequence":4})") + MakePiece("{" + marks + R"(,"checkpoint":"c"})"),
+          MakePiece("{\"step\":" + NestedLists(30000) + "}")};
+}
+
+// The file of the in-memory engine.
+void RunBlockFile(std::string_view input) {
+  std::filesystem::create_directories(ScratchDirectory() + "/store");
+  WriteScratch("store/blocks.bin", input);
+  const auto store = InMemoryBlockStore::Open(ScratchDirectory() + "/store", StoreAccess::kReadOnly);
+  if (store.ok()) (void)(*store)->Scan("", [](std::string_view, absl::Span<const uint8_t>) { return absl::OkStatus(); }).ok();
+}
+
+std::vector<std::string> BlockFileSeeds() {
+  const std::string directory = ScratchDirectory() + "/seed_store";
+  std::filesystem::remove_all(directory);
+  const auto store = InMemoryBlockStore::Open(directory, StoreAccess::kReadWrite);
+  if (!store.ok() || !(*store)->Put("key", Bytes("value")).ok() || !(*store)->Put("other", Bytes("")).ok() || !(*store)->Flush().ok()) return {};
+  std::vector<std::string> seeds;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    if (entry.path().filename() == "blocks.bin") seeds.push_back(*ReadFile(entry.path()));
+  }
+  return seeds;
+}
+
+}  // namespace
+
+std::vector<Target> StoreTargets() {
+  return {{"block_record", RunBlockRecord, BlockRecordSeeds}, {"checkpoint_manifests", RunCheckpointManifests, CheckpointManifestSeeds},
+          {"block_file", RunBlockFile, BlockFileSeeds}};
+}
+
+}  // namespace membank::fuzz
