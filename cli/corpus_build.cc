@@ -33,7 +33,7 @@ struct TextWindow {
 struct Tokenized {
   std::vector<std::vector<int32_t>> tokens;  // of each document, EOT included
   std::vector<TextWindow> windows;
-  std::vector<std::string> texts;            // of each window: what is embedded
+  std::vector<std::string> texts;            // of each window: what is embedded (of a document with retrieve_on: that)
 };
 
 std::string BuildKey(const CorpusBuildOptions& options, const std::vector<Document>& documents, const std::string& tokenizer_hash,
@@ -42,7 +42,7 @@ std::string BuildKey(const CorpusBuildOptions& options, const std::vector<Docume
   hasher.Add(tokenizer_hash).Add(embedder).Add(tree);
   if (tree.empty()) hasher.Add(options.fan_out).Add(options.depth).Add(options.steps).Add(options.examples_per_step);
   hasher.Add(options.seed).Add(options.sequence_length);
-  for (const Document& document : documents) hasher.Add(document.id).Add(document.title).Add(document.text);
+  for (const Document& document : documents) hasher.Add(document.id).Add(document.title).Add(document.text).Add(document.retrieve_on);
   return hasher.Hex();
 }
 
@@ -77,8 +77,8 @@ absl::StatusOr<Tokenized> Tokenize(const std::vector<Document>& documents, const
     tokens.push_back(tokenizer.eos_id());
     const std::vector<WindowRange> windows = SplitIntoWindows(static_cast<uint32_t>(tokens.size()), sequence_length);
     for (const WindowRange& range : windows) {
-      std::string text = documents[i].text;
-      if (windows.size() > 1) {
+      std::string text = documents[i].retrieve_on.empty() ? documents[i].text : documents[i].retrieve_on;
+      if (windows.size() > 1 && documents[i].retrieve_on.empty()) {
         ASSIGN_OR_RETURN(text, tokenizer.Decode(absl::MakeConstSpan(tokens).subspan(range.begin, range.end - range.begin)));
         text = WholeCharacters(text);
       }

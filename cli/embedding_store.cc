@@ -5,6 +5,7 @@
 #include <cstring>
 #include <optional>
 
+#include "absl/container/flat_hash_map.h"
 #include "common/base/file.h"
 #include "common/base/hash.h"
 #include "common/base/progress.h"
@@ -41,13 +42,10 @@ absl::Status WriteChunk(const std::string& path, const std::vector<float>& value
   return WriteFileAtomic(path, bytes);
 }
 
-}  // namespace
-
-absl::StatusOr<std::vector<float>> EmbedAll(const std::vector<std::string>& texts, Embedder& embedder, const std::string& directory) {
-  RETURN_IF_ERROR(MakeDirectories(directory));
+absl::StatusOr<std::vector<float>> EmbedDistinct(const std::vector<std::string>& texts, Embedder& embedder, const std::string& directory) {
   std::vector<float> all;
   all.reserve(texts.size() * embedder.dimension());
-  Progress progress("embed", "windows", texts.size());
+  Progress progress("embed", "texts", texts.size());
   size_t reused = 0;
   for (size_t first = 0; first < texts.size(); first += kChunkTexts) {
     const std::vector<std::string> chunk(texts.begin() + first, texts.begin() + std::min(texts.size(), first + kChunkTexts));
@@ -64,6 +62,26 @@ absl::StatusOr<std::vector<float>> EmbedAll(const std::vector<std::string>& text
     all.insert(all.end(), values->begin(), values->end());
     progress.Update(first + chunk.size(), reused == 0 ? "" : fmt::format("{} reused", reused));
   }
+  return all;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<float>> EmbedAll(const std::vector<std::string>& texts, Embedder& embedder, const std::string& directory) {
+  RETURN_IF_ERROR(MakeDirectories(directory));
+  std::vector<std::string> distinct;
+  std::vector<size_t> index;  // of each text in `distinct`
+  absl::flat_hash_map<std::string, size_t> seen;
+  for (const std::string& text : texts) {
+    const auto [entry, added] = seen.try_emplace(text, distinct.size());
+    if (added) distinct.push_back(text);
+    index.push_back(entry->second);
+  }
+  ASSIGN_OR_RETURN(const std::vector<float> embeddings, EmbedDistinct(distinct, embedder, directory));
+  const size_t dimension = embedder.dimension();
+  std::vector<float> all;
+  all.reserve(texts.size() * dimension);
+  for (const size_t i : index) all.insert(all.end(), embeddings.begin() + i * dimension, embeddings.begin() + (i + 1) * dimension);
   return all;
 }
 

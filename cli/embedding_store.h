@@ -10,7 +10,7 @@
 
 namespace membank {
 
-// Row-major, dimension() numbers per text, in the order of `texts`. Work files live in `directory`, which is made when it is missing; a
+// Row-major, dimension() numbers per text, in the order of `texts`; equal texts (documents that share a retrieve_on) are embedded once. Work files live in `directory`, which is made when it is missing; a
 // damaged one is computed again. One thread.
 absl::StatusOr<std::vector<float>> EmbedAll(const std::vector<std::string>& texts, Embedder& embedder, const std::string& directory);
 

@@ -46,6 +46,13 @@ absl::Status ReadTextFile(const std::string& path, Encoding encoding, std::vecto
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::string> OptionalString(const Json& json, const char* key, const std::string& where) {
+  const auto value = json.find(key);
+  if (value == json.end() || value->is_null()) return std::string();
+  if (!value->is_string()) return InvalidArgument("{}: \"{}\" is a {}, not a string", where, key, value->type_name());
+  return value->get<std::string>();
+}
+
 absl::StatusOr<Document> ParseLine(std::string_view line, const std::string& where) {
   Document document;
   const absl::StatusOr<Json> parsed = ParseJson(line);
@@ -56,10 +63,8 @@ absl::StatusOr<Document> ParseLine(std::string_view line, const std::string& whe
   if (text == json.end()) return InvalidArgument("{}: the key \"text\" is missing", where);
   if (!text->is_string()) return InvalidArgument("{}: \"text\" is a {}, not a string", where, text->type_name());
   document.text = text->get<std::string>();
-  if (const auto title = json.find("title"); title != json.end() && !title->is_null()) {
-    if (!title->is_string()) return InvalidArgument("{}: \"title\" is a {}, not a string", where, title->type_name());
-    document.title = title->get<std::string>();
-  }
+  ASSIGN_OR_RETURN(document.title, OptionalString(json, "title", where));
+  ASSIGN_OR_RETURN(document.retrieve_on, OptionalString(json, "retrieve_on", where));
   if (const auto id = json.find("id"); id != json.end() && !id->is_null()) {
     if (!id->is_string() && !id->is_number_integer()) return InvalidArgument("{}: \"id\" is a {}, not a string or an integer", where, id->type_name());
     document.id = id->is_string() ? id->get<std::string>() : id->dump();

@@ -1,6 +1,7 @@
 // Where documents come from: text files (a document each), JSON Lines, dictd dictionaries, folders of these.
 //   NAME.txt NAME.text NAME.md      one document
-//   NAME.jsonl NAME.ndjson          one per line: {"text": ..., optional "id" (string or number), "title"}; other keys are ignored
+//   NAME.jsonl NAME.ndjson          one per line: {"text": ..., optional "id" (string or number), "title",
+//                                  "retrieve_on" (the text that finds the path, as in requests)}; other keys are ignored
 //   NAME.index NAME.dict NAME.dict.dz, or NAME where NAME.index exists: a dictd dictionary
 //   a folder                        every such file below it, in the order of their names; other files are counted, not read
 // Files are read in the given order. Errors name file and line or byte offset. Any thread.

@@ -138,6 +138,32 @@ TEST_F(CorpusCliTest, AnInterruptedBuildReusesItsEmbeddings) {
   EXPECT_TRUE(PackedCorpus::Open(Path("corpus")).ok());
 }
 
+TEST_F(CorpusCliTest, ADocumentGoesWhereItsRetrieveOnGoes) {
+  const std::string tree = " --tree " + Path("corpus/tree.safetensors");
+  ASSERT_EQ(Run("corpus build --input " + WritePages(24) + Models() + "--fit-tree --fan-out 4 --depth 2 --seed 3 --output " + Path("corpus")).code, 0);
+  std::ofstream(Path("answers.jsonl")) << R"({"id": "question", "text": "a quartet for strings"})" << "\n"
+                                       << R"({"id": "answer", "text": "Iron rusts.", "retrieve_on": "a quartet for strings"})" << "\n"
+                                       << R"({"id": "long", "text": ")" << [] {
+    std::string text;
+    for (int i = 0; i < 40; ++i) text += "Iron melts at some degrees. ";
+    return text;
+  }() << R"(", "retrieve_on": "a quartet for strings"})" << "\n";
+  const Outcome outcome = Run("corpus build --input " + Path("answers.jsonl") + Models() + tree + " --sequence-length 64 --pages " + Path("out.jsonl") +
+                              " --output " + Path("answers"));
+  ASSERT_EQ(outcome.code, 0) << outcome.output;
+  EXPECT_THAT(outcome.output, HasSubstr("1/1 texts"));  // embedded once for all windows
+  std::ifstream pages(Path("out.jsonl"));
+  std::set<std::string> paths;
+  int rows = 0;
+  for (std::string line; std::getline(pages, line); ++rows) {
+    const auto page = nlohmann::json::parse(line);
+    paths.insert(page.at("path").get<std::string>());
+    if (page.contains("paths")) paths.insert(page["paths"].begin(), page["paths"].end());
+  }
+  EXPECT_EQ(rows, 3);
+  EXPECT_EQ(paths.size(), 1u);
+}
+
 TEST_F(CorpusCliTest, LongDocumentsBecomeWindows) {
   std::ofstream(Path("long.txt")) << [] {
     std::string text;

@@ -61,14 +61,16 @@ TEST_F(SourcesTest, ATextFileIsADocument) {
   EXPECT_EQ(loaded->documents[0].text, "Iron rusts.\n");  // without the byte-order mark
 }
 
-TEST_F(SourcesTest, JsonLinesTakeTextIdAndTitle) {
-  auto loaded = Load(Write("a.jsonl", "{\"text\": \"one\", \"id\": 7, \"title\": \"T\", \"other\": []}\n\n{\"text\": \"tw\\u00f6\", \"id\": \"x\"}\r\n{\"text\": \"three\"}"));
+TEST_F(SourcesTest, JsonLinesTakeTextIdTitleAndRetrieveOn) {
+  auto loaded = Load(Write("a.jsonl", "{\"text\": \"one\", \"id\": 7, \"title\": \"T\", \"other\": []}\n\n{\"text\": \"tw\\u00f6\", \"id\": \"x\"}\r\n{\"text\": \"three\", \"retrieve_on\": \"which?\"}"));
   ASSERT_TRUE(loaded.ok()) << loaded.status();
   ASSERT_EQ(loaded->documents.size(), 3u);
   EXPECT_EQ(loaded->documents[0].id, "7");
   EXPECT_EQ(loaded->documents[0].title, "T");
   EXPECT_EQ(loaded->documents[1].text, "tw\xC3\xB6");
   EXPECT_THAT(loaded->documents[2].id, HasSubstr("a.jsonl:4"));
+  EXPECT_EQ(loaded->documents[1].retrieve_on, "");
+  EXPECT_EQ(loaded->documents[2].retrieve_on, "which?");
 }
 
 TEST_F(SourcesTest, BadJsonLinesAreNamedByLine) {
@@ -82,6 +84,7 @@ TEST_F(SourcesTest, BadJsonLinesAreNamedByLine) {
   refused("{\"text\": \"  \\n\"}", "bad.jsonl:2: \"text\" is empty");
   refused("{\"text\": \"a\", \"id\": []}", "bad.jsonl:2: \"id\" is a array");
   refused("{\"text\": \"a\", \"title\": 1}", "bad.jsonl:2: \"title\" is a number");
+  refused("{\"text\": \"a\", \"retrieve_on\": []}", "bad.jsonl:2: \"retrieve_on\" is a array");
   refused("{\"text\": \"\\ud800\"}", "bad.jsonl:2: not JSON");
   ExpectRefused(Load(Write("none.jsonl", "\n\n")), absl::StatusCode::kInvalidArgument, "none.jsonl: holds no documents");
 }
