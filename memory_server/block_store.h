@@ -1,11 +1,11 @@
 // The durable map below a shard: short binary keys to byte strings of up to 2 GiB. RAM is the home of mutable state; a store is written
-// when a checkpoint is prepared and read when one is restored or served, so it has no write-ahead log: what was written is durable after
-// Cut (or Flush), and a crash before may lose it. An engine sits behind this interface and cannot be seen through it (tikv
+// when a checkpoint is prepared or a block spills, and read when one comes back, is restored or served, so it has no write-ahead log: what
+// was written is durable after Cut (or Flush), and a crash before may lose it. An engine sits behind this interface and cannot be seen through it (tikv
 // components/engine_traits); tests/memory_server/block_store_test.cc is the one conformance suite for every engine.
 //
 // Errors: NOT_FOUND for a key that is not there (names no engine detail), DATA_LOSS when the engine finds damage, RESOURCE_EXHAUSTED
-// when the disk is full, INTERNAL otherwise; each names the store's directory. After a failed write the store may be unusable; it is
-// reopened, never repaired. Any thread; a batch is atomic to readers.
+// when the disk is full (nothing changed, write again when there is space), INTERNAL otherwise; each names the store's directory. After any
+// other failed write the store may be unusable for writes; it is replaced, never repaired. Any thread; a batch is atomic to readers.
 #pragma once
 
 #include <functional>

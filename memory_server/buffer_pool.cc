@@ -3,6 +3,11 @@
 #include <utility>
 
 namespace membank {
+namespace {
+
+constexpr size_t kMapBytes = 1 << 20;
+
+}  // namespace
 
 Buffer BufferPool::Acquire(size_t size) {
   {
@@ -15,7 +20,7 @@ Buffer BufferPool::Acquire(size_t size) {
       return buffer;
     }
   }
-  return Buffer(size);
+  return size >= kMapBytes ? Buffer::Mapped(size) : Buffer(size);
 }
 
 SharedBuffer BufferPool::Share(Buffer buffer) {
@@ -27,7 +32,7 @@ SharedBuffer BufferPool::Share(Buffer buffer) {
 
 void BufferPool::Release(Buffer buffer) {
   absl::MutexLock lock(&mu_);
-  if (idle_bytes_ + buffer.size() > max_idle_bytes_) return;
+  if (idle_bytes_ + buffer.size() > max_idle_bytes_) return;  // freed after the lock
   idle_bytes_ += buffer.size();
   idle_[buffer.size()].push_back(std::move(buffer));
 }

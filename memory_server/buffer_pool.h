@@ -1,5 +1,6 @@
-// Recycles block payloads: freed large buffers go back to the kernel and fault in again at 2 us per page, several times the cost of the copy
-// (research/hot-path.md). Every step writes each touched block anew, so its old buffer soon serves the next block of that size. Thread-safe.
+// Recycles the arrays of blocks: freed large buffers go back to the kernel and fault in again at 2 us per page, several times the cost of the
+// copy (research/hot-path.md). Every step writes each touched block anew, so its old buffer soon serves the next block of that size. Large
+// ones are mapped, so that what is not kept here leaves the process: malloc's arenas would keep it, in pieces. Thread-safe.
 #pragma once
 
 #include <memory>
@@ -20,11 +21,11 @@ class BufferPool : public std::enable_shared_from_this<BufferPool> {
   Buffer Acquire(size_t size) ABSL_LOCKS_EXCLUDED(mu_);  // contents are not initialised
   // Freezes `buffer`; it comes back to the pool when the last holder lets go, even after the pool's owner is gone.
   SharedBuffer Share(Buffer buffer);
+  void Release(Buffer buffer) ABSL_LOCKS_EXCLUDED(mu_);
   uint64_t idle_bytes() const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
   explicit BufferPool(uint64_t idle_bytes) : max_idle_bytes_(idle_bytes) {}
-  void Release(Buffer buffer) ABSL_LOCKS_EXCLUDED(mu_);
 
   const uint64_t max_idle_bytes_;
   mutable absl::Mutex mu_;

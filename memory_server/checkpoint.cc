@@ -36,7 +36,8 @@ absl::Status SyncFile(const std::string& path) {
   return result == 0 ? absl::OkStatus() : absl::ErrnoToStatus(error, "fsync " + path);
 }
 
-// A durable image of a store that nobody writes: table files are never modified, so they are hard-linked; the rest is small and copied.
+// A durable image of a store that nobody writes: table files are durable and never modified, so they are hard-linked; the rest is small and
+// copied.
 absl::Status CloneStore(const std::string& from, const std::string& to) {
   RETURN_IF_ERROR(MakeDirectories(to));
   std::error_code error;
@@ -44,10 +45,11 @@ absl::Status CloneStore(const std::string& from, const std::string& to) {
     const std::string name = entry.path().filename(), target = to + "/" + name;
     if (name.starts_with("LOG") || name == "LOCK") continue;
     std::error_code failed;
-    if (name.ends_with(".sst")) fs::create_hard_link(entry.path(), target, failed);
+    const bool table = name.ends_with(".sst");
+    if (table) fs::create_hard_link(entry.path(), target, failed);
     else fs::copy_file(entry.path(), target, failed);
     if (failed) return absl::ErrnoToStatus(failed.value(), fmt::format("clone {} to {}", entry.path().string(), target));
-    RETURN_IF_ERROR(SyncFile(target));
+    if (!table) RETURN_IF_ERROR(SyncFile(target));
   }
   if (error) return absl::ErrnoToStatus(error.value(), "list " + from);
   return SyncDirectory(to);
@@ -126,6 +128,9 @@ CheckpointStore::CheckpointStore(const std::string& data_directory, const std::s
 absl::StatusOr<std::unique_ptr<CheckpointStore>> CheckpointStore::Open(const std::string& data_directory, const std::string& spec_hash,
                                                                        OpenBlockStore open_store, uint32_t keep_checkpoints) {
   std::unique_ptr<CheckpointStore> store(new CheckpointStore(data_directory, spec_hash, std::move(open_store), keep_checkpoints));
+  std::error_code error;
+  fs::remove_all(store->head_, error);
+  if (error) return absl::ErrnoToStatus(error.value(), "remove " + store->head_);
   RETURN_IF_ERROR(MakeDirectories(store->checkpoints_));
   RETURN_IF_ERROR(MakeDirectories(store->versions_directory_));
   RETURN_IF_ERROR(store->LoadCuts());
@@ -176,18 +181,20 @@ absl::Status CheckpointStore::LoadVersion(const std::string& directory, Version*
   return absl::OkStatus();
 }
 
-absl::StatusOr<HeadStores> CheckpointStore::OpenHead(const std::optional<Cut>& cut) {
-  std::error_code error;
-  fs::remove_all(head_, error);
-  if (error) return absl::ErrnoToStatus(error.value(), "remove " + head_);
-  RETURN_IF_ERROR(MakeDirectories(head_));
+absl::StatusOr<std::shared_ptr<HeadStores>> CheckpointStore::OpenHead(const std::optional<Cut>& cut) const {
+  const std::string directory = fmt::format("{}/{}", head_, next_head_++);
+  const std::shared_ptr<HeadStores> stores(new HeadStores, [directory](HeadStores* closed) {
+    delete closed;
+    std::error_code ignored;
+    fs::remove_all(directory, ignored);
+  });
+  RETURN_IF_ERROR(MakeDirectories(directory));
   if (cut.has_value()) {
-    RETURN_IF_ERROR(CloneStore(cut->directory + kWeights, head_ + kWeights));
-    RETURN_IF_ERROR(CloneStore(cut->directory + kState, head_ + kState));
+    RETURN_IF_ERROR(CloneStore(cut->directory + kWeights, directory + kWeights));
+    RETURN_IF_ERROR(CloneStore(cut->directory + kState, directory + kState));
   }
-  HeadStores stores;
-  ASSIGN_OR_RETURN(stores.weights, open_store_(head_ + kWeights, StoreAccess::kReadWrite));
-  ASSIGN_OR_RETURN(stores.state, open_store_(head_ + kState, StoreAccess::kReadWrite));
+  ASSIGN_OR_RETURN(stores->weights, open_store_(directory + kWeights, StoreAccess::kReadWrite));
+  ASSIGN_OR_RETURN(stores->state, open_store_(directory + kState, StoreAccess::kReadWrite));
   return stores;
 }
 

@@ -3,13 +3,14 @@
 //                              manifest.json     what the cut holds; written last, then the directory is renamed from .new-<id>
 //                              committed.json    {"sequence": n}: the highest n is what a restart goes back to
 //   <data>/versions/<name>/    weights/ manifest.json
-//   <data>/head/               weights/ state/   the live stores below the shard: scratch, rebuilt from a cut at every start
+//   <data>/head/<n>/           weights/ state/   the live stores below the shard: scratch, made from a cut at every start and restore
 // Whatever is removed is first renamed to .trash-*; Open finishes what was interrupted, so that every name without a dot is whole.
 //
 // Calls that change something are serialised by the caller (Shard::train_mu_); the const ones may run beside them.
 // Errors: NOT_FOUND lists what there is; DATA_LOSS names a damaged manifest; INVALID_ARGUMENT a bad id.
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <optional>
@@ -68,8 +69,8 @@ class CheckpointStore {
   static absl::StatusOr<std::unique_ptr<CheckpointStore>> Open(const std::string& data_directory, const std::string& spec_hash,
                                                                OpenBlockStore open_store, uint32_t keep_checkpoints);
 
-  // The live stores, holding the contents of `cut`, or nothing.
-  absl::StatusOr<HeadStores> OpenHead(const std::optional<Cut>& cut);
+  // New live stores, holding the contents of `cut`, or nothing. Their directory goes when the last holder lets go. Any thread.
+  absl::StatusOr<std::shared_ptr<HeadStores>> OpenHead(const std::optional<Cut>& cut) const;
   absl::StatusOr<HeadStores> OpenCut(const Cut& cut) const;  // read-only
 
   // Cuts the (written, not yet flushed) head stores.
@@ -95,6 +96,7 @@ class CheckpointStore {
   uint64_t NextSequence() const ABSL_LOCKS_EXCLUDED(mu_);
 
   const std::string checkpoints_, versions_directory_, head_;
+  mutable std::atomic<uint64_t> next_head_{0};
   const std::string spec_hash_;
   const OpenBlockStore open_store_;
   const uint32_t keep_checkpoints_;

@@ -1,4 +1,6 @@
 // membank-memory-server: one shard of a bank behind the MemoryService.
+#include <sys/resource.h>
+
 #include <thread>
 
 #include "CLI/CLI.hpp"
@@ -35,7 +37,16 @@ absl::StatusOr<SlotMap> LoadSlotMap(const MemoryServerOptions& options) {
   return SlotMap::Striped({{options.server_id, options.listen}});
 }
 
+// The stores hold a file per large block, and a published version has all of them open.
+void RaiseFileLimit() {
+  rlimit limit;
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 absl::Status Run(const MemoryServerOptions& options) {
+  RaiseFileLimit();
   const StopSignals stop_signals;
   std::unique_ptr<AdminServer> admin;
   if (!options.admin_listen.empty()) {
@@ -48,6 +59,7 @@ absl::Status Run(const MemoryServerOptions& options) {
   ShardOptions shard_options;
   shard_options.data_directory = options.data_dir;
   shard_options.server_id = options.server_id;
+  shard_options.memory_budget_bytes = options.memory_budget_bytes;
   shard_options.generated_cache_bytes = options.generated_cache_bytes;
   shard_options.version_cache_bytes = options.read_version_cache_bytes;
   shard_options.push_budget_bytes = options.push_budget_bytes;

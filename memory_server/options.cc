@@ -12,6 +12,9 @@ void BindOptions(CLI::App& app, MemoryServerOptions* o) {
   app.add_option("--bank-spec", o->bank_spec, "JSON file with the bank's facts; needed when the data directory is empty, compared otherwise");
   app.add_option("--slot-map", o->slot_map, "JSON file that says which server has which slots; empty: this server has all");
   app.add_option("--server-id", o->server_id, "Name of this server in the slot map");
+  app.add_option("--memory-budget", o->memory_budget_bytes,
+                 "RAM for weights and optimizer state of trained blocks, in bytes or as 16GB; the rest spills to --data-dir; 0: no bound")
+      ->transform(CLI::AsSizeValue(false));
   app.add_option("--memory-quota-bytes", o->memory_quota_bytes, "Bytes of transport buffers of all calls together; above, reading pauses")
       ->check(CLI::Range(uint64_t{16} << 20, uint64_t{1} << 46));
   app.add_option("--free-space-watermark-bytes", o->free_space_watermark_bytes,

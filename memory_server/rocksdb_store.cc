@@ -1,13 +1,18 @@
 #include "memory_server/rocksdb_store.h"
 
+#include <rocksdb/convenience.h>
 #include <rocksdb/db.h>
 #include <rocksdb/filter_policy.h>
+#include <rocksdb/sst_file_writer.h>
 #include <rocksdb/table.h>
 #include <rocksdb/utilities/checkpoint.h>
 #include <rocksdb/write_batch.h>
 
+#include <algorithm>
+#include <atomic>
 #include <filesystem>
 
+#include "absl/synchronization/mutex.h"
 #include "common/base/file.h"
 #include "common/base/status_macros.h"
 
@@ -15,58 +20,122 @@ namespace membank {
 namespace {
 
 rocksdb::Slice ToSlice(std::string_view text) { return {text.data(), text.size()}; }
-rocksdb::Slice ToSlice(absl::Span<const uint8_t> bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
 absl::Span<const uint8_t> ToBytes(const rocksdb::Slice& slice) { return {reinterpret_cast<const uint8_t*>(slice.data()), slice.size()}; }
+
+// A value of this size or more has a table file of its own.
+constexpr uint64_t kOwnFileBytes = 512 << 10;
+constexpr int kOpenHeadFiles = 512;
 
 rocksdb::Options MakeOptions(StoreAccess access) {
   const bool read_only = access == StoreAccess::kReadOnly;
   rocksdb::BlockBasedTableOptions table;
-  table.no_block_cache = true;  // the live head is never read back, versions are mapped
+  table.no_block_cache = true;  // the shard has caches of its own, versions are mapped
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
   rocksdb::Options options;
   options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
   options.create_if_missing = !read_only;
   options.compression = rocksdb::kNoCompression;
-  options.write_buffer_size = 64 << 20;
-  options.max_write_buffer_number = 3;
+  options.write_buffer_size = 16 << 20;  // for small values only
   options.target_file_size_base = 256 << 20;
   options.max_bytes_for_level_base = uint64_t{1} << 30;
   options.max_background_jobs = 2;
   options.avoid_flush_during_shutdown = true;  // what was not cut is not kept
   options.allow_mmap_reads = read_only;
+  if (!read_only) options.max_open_files = kOpenHeadFiles;  // of read-only stores all: then mapped reads are pinned
   options.info_log_level = rocksdb::WARN_LEVEL;
   options.keep_log_file_num = 2;
   return options;
 }
 
-class Store : public BlockStore {
+// A batch on its way into the database: large values as table files beside it, one each, the rest as writes.
+class PreparedBatch {
  public:
-  Store(const std::string& directory, std::unique_ptr<rocksdb::DB> db) : directory_(directory), db_(std::move(db)) {}
+  PreparedBatch(const std::string& directory, const rocksdb::Options& options) : directory_(directory), options_(options) {}
 
-  absl::Status Put(std::string_view key, absl::Span<const uint8_t> value) override {
-    return ToStatus("put", db_->Put(WithoutLog(), ToSlice(key), ToSlice(value)));
-  }
-
-  absl::Status Delete(std::string_view key) override { return ToStatus("delete", db_->Delete(WithoutLog(), ToSlice(key))); }
-
-  absl::Status Apply(absl::Span<const Write> batch) override {
-    rocksdb::WriteBatch writes;
-    for (const Write& write : batch) {
-      const rocksdb::Slice key = ToSlice(write.key);
-      if (write.erase) {
-        RETURN_IF_ERROR(ToStatus("delete", writes.Delete(key)));
+  // Keys ascend. Every file is durable when it is finished.
+  rocksdb::Status Make(const std::vector<const BlockStore::Write*>& writes) {
+    for (const BlockStore::Write* write : writes) {
+      const rocksdb::Slice value = Join(*write);
+      if (value.size() < kOwnFileBytes) {
+        const rocksdb::Status status = write->erase ? small_.Delete(ToSlice(write->key)) : small_.Put(ToSlice(write->key), value);
+        if (!status.ok()) return status;
         continue;
       }
-      std::vector<rocksdb::Slice> parts;
-      for (absl::Span<const uint8_t> part : write.parts) parts.push_back(ToSlice(part));
-      RETURN_IF_ERROR(ToStatus("put", writes.Put(rocksdb::SliceParts(&key, 1), rocksdb::SliceParts(parts.data(), int(parts.size())))));
+      static std::atomic<uint64_t> number{0};
+      files_.push_back(fmt::format("{}/ingest-{}.sst", directory_, ++number));
+      file_keys_.push_back(write->key);
+      rocksdb::SstFileWriter file(rocksdb::EnvOptions(), options_, nullptr, /*invalidate_page_cache=*/false);
+      rocksdb::Status status = file.Open(files_.back());
+      if (status.ok()) status = file.Put(ToSlice(write->key), value);
+      if (status.ok()) status = file.Finish();
+      if (!status.ok()) return status;
     }
-    return ToStatus("write", db_->Write(WithoutLog(), &writes));
+    return rocksdb::Status::OK();
+  }
+
+  const std::vector<std::string>& files() const { return files_; }
+  const std::vector<std::string>& file_keys() const { return file_keys_; }
+  rocksdb::WriteBatch* small() { return &small_; }
+
+  void RemoveFiles() const {
+    std::error_code ignored;
+    for (const std::string& file : files_) std::filesystem::remove(file, ignored);
+  }
+
+ private:
+  rocksdb::Slice Join(const BlockStore::Write& write) {
+    joined_.clear();
+    for (absl::Span<const uint8_t> part : write.parts) joined_.append(reinterpret_cast<const char*>(part.data()), part.size());
+    return joined_;
+  }
+
+  const std::string& directory_;
+  const rocksdb::Options& options_;
+  std::string joined_;
+  std::vector<std::string> files_, file_keys_;
+  rocksdb::WriteBatch small_;
+};
+
+class Store : public BlockStore {
+ public:
+  Store(const std::string& directory, const rocksdb::Options& options, std::unique_ptr<rocksdb::DB> db, bool writable)
+      : directory_(directory), options_(options), writable_(writable), db_(std::move(db)) {}
+
+  absl::Status Put(std::string_view key, absl::Span<const uint8_t> value) override {
+    const Write write{std::string(key), {value}};
+    return Apply({&write, 1});
+  }
+
+  absl::Status Delete(std::string_view key) override {
+    const Write write{std::string(key), {}, true};
+    return Apply({&write, 1});
+  }
+
+  absl::Status Apply(absl::Span<const Write> batch) override {
+    if (!writable_) return FailedPrecondition("block store {} is open read-only", directory_);
+    std::vector<const Write*> writes;
+    for (const Write& write : batch) writes.push_back(&write);
+    std::sort(writes.begin(), writes.end(), [](const Write* a, const Write* b) { return a->key < b->key; });
+    PreparedBatch prepared(directory_, options_);
+    const rocksdb::Status made = prepared.Make(writes);
+    if (!made.ok()) {
+      prepared.RemoveFiles();
+      return ToStatus("write", made);  // the database never saw it
+    }
+    const absl::MutexLock lock(&replace_mu_);
+    const rocksdb::Status status = Replace(&prepared);
+    if (status.ok()) return absl::OkStatus();
+    prepared.RemoveFiles();
+    return absl::InternalError(fmt::format("block store {}: write: {}", directory_, status.ToString()));
   }
 
   absl::Status Get(std::string_view key, const std::function<void(absl::Span<const uint8_t>)>& visit) override {
     rocksdb::PinnableSlice value;
-    const rocksdb::Status status = db_->Get(rocksdb::ReadOptions(), db_->DefaultColumnFamily(), ToSlice(key), &value);
+    rocksdb::Status status;
+    {
+      const absl::ReaderMutexLock lock(&replace_mu_);
+      status = db_->Get(rocksdb::ReadOptions(), db_->DefaultColumnFamily(), ToSlice(key), &value);
+    }
     if (status.IsNotFound()) return NotFound("block store {} has no such key", directory_);
     RETURN_IF_ERROR(ToStatus("get", status));
     visit(ToBytes(value));
@@ -74,7 +143,11 @@ class Store : public BlockStore {
   }
 
   absl::Status Scan(std::string_view prefix, const Visitor& visit) override {
-    const std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator(rocksdb::ReadOptions()));
+    std::unique_ptr<rocksdb::Iterator> it;
+    {
+      const absl::ReaderMutexLock lock(&replace_mu_);
+      it.reset(db_->NewIterator(rocksdb::ReadOptions()));
+    }
     for (it->Seek(ToSlice(prefix)); it->Valid() && it->key().starts_with(ToSlice(prefix)); it->Next())
       RETURN_IF_ERROR(visit({it->key().data(), it->key().size()}, ToBytes(it->value())));
     return ToStatus("scan", it->status());
@@ -102,14 +175,32 @@ class Store : public BlockStore {
  private:
   absl::Status ToStatus(std::string_view operation, const rocksdb::Status& status) const { return ToStatus(directory_, operation, status); }
 
-  static rocksdb::WriteOptions WithoutLog() {
+  // Makes the batch part of the database, at once for readers. The old files of large values are dropped first, so that the new ones go to
+  // the lowest level and nothing large is ever compacted: each block is written once.
+  rocksdb::Status Replace(PreparedBatch* batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(replace_mu_) {
+    if (!batch->files().empty()) {
+      const std::vector<rocksdb::Slice> keys(batch->file_keys().begin(), batch->file_keys().end());
+      std::vector<rocksdb::RangePtr> ranges;
+      for (const rocksdb::Slice& key : keys) ranges.emplace_back(&key, &key);
+      const rocksdb::Status dropped = rocksdb::DeleteFilesInRanges(db_.get(), db_->DefaultColumnFamily(), ranges.data(), ranges.size());
+      if (!dropped.ok()) return dropped;
+      rocksdb::IngestExternalFileOptions options;
+      options.move_files = true;
+      options.write_global_seqno = false;
+      const rocksdb::Status ingested = db_->IngestExternalFile(batch->files(), options);
+      if (!ingested.ok()) return ingested;
+    }
+    if (batch->small()->Count() == 0) return rocksdb::Status::OK();
     rocksdb::WriteOptions options;
     options.disableWAL = true;
-    return options;
+    return db_->Write(options, batch->small());
   }
 
   const std::string directory_;
+  const rocksdb::Options options_;
+  const bool writable_;
   const std::unique_ptr<rocksdb::DB> db_;
+  absl::Mutex replace_mu_;  // shared by readers while they find their table; a few milliseconds of a writer
 };
 
 }  // namespace
@@ -123,7 +214,7 @@ absl::StatusOr<std::unique_ptr<BlockStore>> RocksDbStore::Open(const std::string
   const rocksdb::Status status = access == StoreAccess::kReadOnly ? rocksdb::DB::OpenForReadOnly(options, directory, &db)
                                                                   : rocksdb::DB::Open(options, directory, &db);
   RETURN_IF_ERROR(Store::ToStatus(directory, "open", status));
-  return std::make_unique<Store>(directory, std::unique_ptr<rocksdb::DB>(db));
+  return std::make_unique<Store>(directory, options, std::unique_ptr<rocksdb::DB>(db), access == StoreAccess::kReadWrite);
 }
 
 }  // namespace membank

@@ -22,7 +22,11 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr uint64_t kIdleBufferBytes = 256ull << 20;
+// Buffers kept for reuse: a small part of the budget, so that RAM stays near it.
+uint64_t IdleBufferBytes(const ShardOptions& options) {
+  constexpr uint64_t kMost = 256ull << 20;
+  return options.memory_budget_bytes == 0 ? kMost : std::min(kMost, options.memory_budget_bytes / 32);
+}
 
 // <data>/bank.json (the spec) and <data>/server.json pin which bank and which server a directory belongs to. server.json is written
 // last: a directory without it is new.
@@ -57,18 +61,25 @@ Shard::Shard(const BankSpec& spec, const SlotMap& slot_map, const ShardOptions& 
       slot_map_(slot_map),
       options_(options),
       server_index_(server_index),
-      buffers_(BufferPool::Create(kIdleBufferBytes)),
+      buffers_(BufferPool::Create(IdleBufferBytes(options))),
       generated_(options.generated_cache_bytes),
       version_payloads_(options.version_cache_bytes),
       pool_(options.optimizer_threads > 0 ? options.optimizer_threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))) {}
 
-Shard::~Shard() { Shutdown(); }
+Shard::~Shard() {
+  Shutdown();
+  table_.reset();
+}
 
 absl::StatusOr<std::unique_ptr<Shard>> Shard::Open(const BankSpec& spec, const SlotMap& slot_map, const ShardOptions& given) {
   RETURN_IF_ERROR(spec.Validate());
   ASSIGN_OR_RETURN(const size_t server_index, slot_map.ServerIndex(given.server_id));
   ShardOptions options = given;
   if (options.open_store == nullptr) options.open_store = RocksDbStore::Open;
+  const uint64_t least = BlockTable::MinimumBudget(spec);
+  if (options.memory_budget_bytes > 0 && options.memory_budget_bytes < least)
+    return InvalidArgument("the memory budget is {} bytes, must be 0 (no bound) or at least {}: a step over one block of the largest level",
+                           options.memory_budget_bytes, least);
   RETURN_IF_ERROR(MakeDirectories(options.data_directory));
 
   std::unique_ptr<Shard> shard(new Shard(spec, slot_map, options, server_index));
@@ -77,6 +88,12 @@ absl::StatusOr<std::unique_ptr<Shard>> Shard::Open(const BankSpec& spec, const S
   ASSIGN_OR_RETURN(shard->checkpoints_,
                    CheckpointStore::Open(options.data_directory, shard->spec_hash_, options.open_store, options.keep_checkpoints));
 
+  BlockTable::Options table;
+  table.memory_budget_bytes = options.memory_budget_bytes;
+  table.check_free_space = [shard = shard.get()](uint64_t bytes) { return shard->CheckFreeSpace(bytes); };
+  table.open_stores = [shard = shard.get()] { return shard->checkpoints_->OpenHead(std::nullopt); };
+  shard->table_ = std::make_unique<BlockTable>(shard->spec_, shard->buffers_, std::move(table));
+
   const std::optional<Cut> cut = shard->checkpoints_->LastCommitted();
   absl::MutexLock train(&shard->train_mu_);
   RETURN_IF_ERROR(shard->LoadRuns());
@@ -84,14 +101,17 @@ absl::StatusOr<std::unique_ptr<Shard>> Shard::Open(const BankSpec& spec, const S
   if (cut.has_value()) {
     ASSIGN_OR_RETURN(head, shard->LoadCut(*cut));
   }
-  ASSIGN_OR_RETURN(shard->head_stores_, shard->checkpoints_->OpenHead(cut));
-  shard->InstallHead(std::move(head));
+  ASSIGN_OR_RETURN(BlockTable::LiveStores stores, shard->checkpoints_->OpenHead(cut));
+  shard->InstallHead(std::move(head), std::move(stores));
   return shard;
 }
 
 void Shard::Shutdown() {
-  absl::MutexLock lock(&run_mu_);
-  stopping_ = true;
+  {
+    absl::MutexLock lock(&run_mu_);
+    stopping_ = true;
+  }
+  if (table_ != nullptr) table_->Shutdown();
 }
 
 ShardStatus Shard::Status() const {
@@ -104,12 +124,9 @@ ShardStatus Shard::Status() const {
     status.run_epoch = epoch == run_epochs_.end() ? 0 : epoch->second;
     status.resident_bytes = pushed_bytes_;
   }
-  {
-    absl::ReaderMutexLock lock(&views_mu_);
-    status.touched_blocks = views_.size();
-    status.resident_bytes += state_bytes_;
-  }
-  status.resident_bytes += generated_.bytes() + version_payloads_.bytes() + buffers_->idle_bytes();
+  status.table = table_->GetStats();
+  status.touched_blocks = status.table.blocks;
+  status.resident_bytes += status.table.resident_bytes + generated_.bytes() + version_payloads_.bytes() + buffers_->idle_bytes();
   status.versions = checkpoints_->ListVersions();
   return status;
 }
@@ -133,12 +150,20 @@ absl::Status Shard::CheckBlock(BlockId id) const {
 
 absl::StatusOr<BlockRead> Shard::Read(BlockId id, int64_t newer_than) {
   RETURN_IF_ERROR(CheckBlock(id));
-  {
-    absl::ReaderMutexLock lock(&views_mu_);
-    const auto it = views_.find(id);
-    if (it != views_.end()) return AnswerRead({it->second.version, it->second.crc32c, it->second.payload}, newer_than);
+  if (newer_than >= 0) {
+    const uint64_t version = table_->VersionOf(id);
+    if (version <= static_cast<uint64_t>(newer_than)) return BlockRead{version, 0, nullptr, true};
   }
-  return newer_than >= 0 ? AnswerRead({}, newer_than) : AnswerRead(ReadUntouched(id), newer_than);
+  absl::StatusOr<CachedPayload> payload = table_->Read(id);
+  if (!payload.ok()) return Annotate(payload.status(), fmt::format("the head of server \"{}\"", options_.server_id));
+  if (payload->payload == nullptr) payload = ReadUntouched(id);
+  return AnswerRead(*payload, newer_than);
+}
+
+absl::Status Shard::Prefetch(absl::Span<const BlockId> ids) {
+  for (const BlockId id : ids) RETURN_IF_ERROR(CheckBlock(id));
+  table_->Prefetch(ids);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<BlockRead> Shard::ReadVersion(const std::string& name, BlockId id, int64_t newer_than) {

@@ -1,13 +1,13 @@
 // One server's part of a bank: the one stateful object of a memory server. It knows no gRPC; memory_service.cc maps calls onto it.
 //
 // A shard is created from a spec and a slot map without an initialisation pass: untouched blocks cost nothing and are generated when read
-// (common/bank/block_init.h). Touched blocks live in RAM: an immutable payload that is replaced as a whole by every step, beside fp32
-// optimizer state. Disk is written when a checkpoint is prepared: <data>/bank.json (the spec), server.json,
+// (common/bank/block_init.h). Touched blocks live in a BlockTable (block_table.h): an immutable payload that is replaced as a whole by
+// every step, beside fp32 optimizer state; in RAM, and on disk beyond the memory budget. On disk: <data>/bank.json (the spec), server.json,
 // runs.json, head/, checkpoints/<id>/, versions/<name>/.
 // Durability class "checkpoint": a crash goes back to the last committed checkpoint (design/promises.md P1-P5).
 //
 // Any thread may call anything; the owner destroys it after the last call returned. Reads never wait for a step or a checkpoint.
-// Lock order: train_mu_ (long: one step, checkpoint or restore at a time) -> run_mu_ (short: run, pushes, head) -> views_mu_ (short:
+// Lock order: train_mu_ (long: one step, checkpoint or restore at a time) -> run_mu_ (short: run, pushes, head) -> the table's (short:
 // pointers to payloads). Waiting calls wait on run_mu_ with nothing else held.
 //
 // Errors common to all calls: INVALID_ARGUMENT for what can never succeed (names the value and what is allowed), FAILED_PRECONDITION for
@@ -22,7 +22,6 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
@@ -32,6 +31,7 @@
 #include "common/base/buffer.h"
 #include "common/base/thread_pool.h"
 #include "memory_server/block_store.h"
+#include "memory_server/block_table.h"
 #include "memory_server/buffer_pool.h"
 #include "memory_server/checkpoint.h"
 #include "memory_server/directory_lock.h"
@@ -46,6 +46,7 @@ struct ShardOptions {
   std::string data_directory;
   std::string server_id;                            // one of the slot map's servers
   OpenBlockStore open_store;                        // empty: RocksDB
+  uint64_t memory_budget_bytes = 0;                 // payloads and optimizer state of touched blocks in RAM; 0: all of them, no bound
   uint64_t generated_cache_bytes = 256ull << 20;    // payloads of untouched blocks kept after generation
   uint64_t version_cache_bytes = 1ull << 30;        // payloads of published versions kept in RAM
   uint64_t push_budget_bytes = 8ull << 30;          // gradients held for steps not applied yet, those still arriving included
@@ -73,6 +74,7 @@ struct ShardStatus {
   uint64_t run_epoch = 0;           // highest epoch seen of that run
   uint64_t touched_blocks = 0;
   uint64_t resident_bytes = 0;      // payloads, optimizer state and caches
+  BlockTable::Stats table;          // of the touched blocks
   std::vector<std::string> versions;
 };
 
@@ -124,7 +126,7 @@ class Shard {
   const std::string& spec_hash() const { return spec_hash_; }
   const SlotMap& slot_map() const { return slot_map_; }
   const std::string& server_id() const { return options_.server_id; }
-  ShardStatus Status() const ABSL_LOCKS_EXCLUDED(run_mu_, views_mu_);
+  ShardStatus Status() const ABSL_LOCKS_EXCLUDED(run_mu_);
 
   // Wakes every waiting call with UNAVAILABLE and refuses new pushes, steps and checkpoints; reads go on.
   void Shutdown() ABSL_LOCKS_EXCLUDED(run_mu_);
@@ -133,9 +135,11 @@ class Shard {
   // Is the block in the spec and on this server? Read and ReadVersion check it too.
   absl::Status CheckBlock(BlockId id) const;
   // The live head. newer_than >= 0: `unchanged` when the block's version is not newer.
-  absl::StatusOr<BlockRead> Read(BlockId id, int64_t newer_than = -1) ABSL_LOCKS_EXCLUDED(views_mu_);
+  absl::StatusOr<BlockRead> Read(BlockId id, int64_t newer_than = -1);
   // A published version; NOT_FOUND lists those there are.
   absl::StatusOr<BlockRead> ReadVersion(const std::string& name, BlockId id, int64_t newer_than = -1);
+  // These blocks of the live head are needed soon: those on disk are read ahead, as far as there is room. Returns at once.
+  absl::Status Prefetch(absl::Span<const BlockId> ids);
   // Until head >= min_step; DEADLINE_EXCEEDED names both.
   absl::Status WaitForStep(uint64_t min_step, absl::Time deadline) ABSL_LOCKS_EXCLUDED(run_mu_);
 
@@ -149,21 +153,22 @@ class Shard {
   // order, and returns the sum of squares over ascending block ids. DEADLINE_EXCEEDED names the missing ranks. May be repeated.
   absl::StatusOr<double> PrepareStep(const StepId& step, absl::Time deadline) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_);
   // Runs the optimizer over the prepared step and returns the head. A step applied before is OK and changes nothing; one that was not
-  // prepared is FAILED_PRECONDITION.
-  absl::StatusOr<uint64_t> ApplyStep(const StepId& step, const ApplyParameters& parameters)
-      ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_, views_mu_);
+  // prepared is FAILED_PRECONDITION. With a memory budget it waits for room; RESOURCE_EXHAUSTED when the disk is full. If that happens in
+  // the middle, the step is half applied: the same call again finishes it, until then checkpoints are refused, and so are runs, which
+  // would give the step up, before a restore.
+  absl::StatusOr<uint64_t> ApplyStep(const StepId& step, const ApplyParameters& parameters) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_);
 
   // --- Checkpoints and versions --------------------------------------------------------------------------------------------------------
   // Ids and names: 1-128 characters of [A-Za-z0-9._-], not starting with a dot.
   // A durable cut of the head, which must be at `step`. May be repeated. A cut with this id from a history that was given up is replaced;
   // ALREADY_EXISTS when it is the last committed one.
-  absl::Status PrepareCheckpoint(const std::string& id, uint64_t step) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_, views_mu_);
+  absl::Status PrepareCheckpoint(const std::string& id, uint64_t step) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_);
   absl::Status CommitCheckpoint(const std::string& id);   // OK when it is committed already; NOT_FOUND lists those there are
   absl::Status AbortCheckpoint(const std::string& id);    // OK when it is not there; FAILED_PRECONDITION when it is committed
   absl::Status DeleteCheckpoint(const std::string& id);   // OK when it is not there; FAILED_PRECONDITION for the last committed one
   // Makes a prepared or committed cut the head; afterwards it is the last committed one, and training goes on with a new epoch.
   // On error the head is as before. DATA_LOSS names block and file.
-  absl::Status RestoreCheckpoint(const std::string& id) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_, views_mu_);
+  absl::Status RestoreCheckpoint(const std::string& id) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_);
   std::vector<CheckpointInfo> ListCheckpoints() const;    // oldest first
   // The weights of a committed checkpoint as an immutable version. The same again is OK; another checkpoint's is ALREADY_EXISTS.
   absl::Status Publish(const std::string& checkpoint_id, const std::string& version);
@@ -171,14 +176,7 @@ class Shard {
 
  private:
   friend class GradientPush;
-  struct View {  // what readers see of a touched block
-    uint64_t version = 0;
-    uint32_t crc32c = 0;
-    SharedBuffer payload;
-  };
-  struct TrainState;   // optimizer state of a touched block
   struct PendingStep;  // pushes of a step that is not applied yet
-  struct DirtyBlocks;  // what changed since the last checkpoint was prepared
   struct Head;         // everything a cut holds: blocks and dedup marks
 
   Shard(const BankSpec& spec, const SlotMap& slot_map, const ShardOptions& options, size_t server_index);
@@ -194,13 +192,12 @@ class Shard {
   void DropPending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(run_mu_);
   absl::Status WaitForRanks(const StepId& step, absl::Time deadline) ABSL_LOCKS_EXCLUDED(run_mu_);
   std::string MissingRanks(uint64_t step) const ABSL_SHARED_LOCKS_REQUIRED(run_mu_);
-  void UpdateBlock(BlockId id, TrainState* state, const Gradient& gradient, const RunSettings& run, uint64_t step,
-                   const ApplyParameters& parameters) ABSL_LOCKS_EXCLUDED(views_mu_);
+  uint64_t StateBytes(uint32_t level, const RunSettings& run) const;
+  absl::Status CheckSpillSpace(const PendingStep& pending, const RunSettings& run) const;
+  absl::Status UpdateBlock(BlockId id, const Gradient& gradient, const RunSettings& run, uint64_t step, const ApplyParameters& parameters);
   absl::Status LoadRuns() ABSL_LOCKS_EXCLUDED(run_mu_);
-  DirtyBlocks CollectDirtyBlocks() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(views_mu_);
-  absl::Status WriteDirtyBlocks(const DirtyBlocks& dirty, const CutMarks& marks) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
   absl::StatusOr<Head> LoadCut(const Cut& cut) const;
-  void InstallHead(Head head) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_, views_mu_);
+  void InstallHead(Head head, BlockTable::LiveStores stores) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
 
   const BankSpec spec_;
   const std::string spec_hash_;
@@ -212,15 +209,14 @@ class Shard {
   PayloadCache generated_;                     // thread-safe: untouched blocks
   PayloadCache version_payloads_;              // thread-safe: blocks of published versions
   std::unique_ptr<CheckpointStore> checkpoints_;  // changed under train_mu_ only, read by any thread
+  std::unique_ptr<BlockTable> table_;             // thread-safe; gone before what it writes through
   ThreadPool pool_;
 
   // One step, checkpoint or restore at a time.
   mutable absl::Mutex train_mu_ ABSL_ACQUIRED_BEFORE(run_mu_);
-  absl::flat_hash_map<BlockId, std::unique_ptr<TrainState>> states_ ABSL_GUARDED_BY(train_mu_);
-  std::optional<HeadStores> head_stores_ ABSL_GUARDED_BY(train_mu_);  // none: to be rebuilt by the next checkpoint
 
   // Run, pushes and head.
-  mutable absl::Mutex run_mu_ ABSL_ACQUIRED_BEFORE(views_mu_);
+  mutable absl::Mutex run_mu_;
   bool stopping_ ABSL_GUARDED_BY(run_mu_) = false;
   bool run_active_ ABSL_GUARDED_BY(run_mu_) = false;                      // false until BeginRun after a start or a restore
   RunSettings run_ ABSL_GUARDED_BY(run_mu_);
@@ -230,11 +226,7 @@ class Shard {
   std::map<uint64_t, std::unique_ptr<PendingStep>> pending_ ABSL_GUARDED_BY(run_mu_);
   std::optional<double> head_sum_of_squares_ ABSL_GUARDED_BY(run_mu_);    // of the step applied last, for a repeated PrepareStep
   uint64_t pushed_bytes_ ABSL_GUARDED_BY(run_mu_) = 0;
-
-  // What readers see.
-  mutable absl::Mutex views_mu_;
-  absl::flat_hash_map<BlockId, View> views_ ABSL_GUARDED_BY(views_mu_);
-  uint64_t state_bytes_ ABSL_GUARDED_BY(views_mu_) = 0;                   // payloads and optimizer state
+  uint64_t torn_step_ ABSL_GUARDED_BY(run_mu_) = 0;                       // half applied and given up: only a restore helps; 0: none
 };
 
 }  // namespace membank

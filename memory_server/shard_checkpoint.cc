@@ -13,46 +13,11 @@
 namespace membank {
 namespace {
 
-constexpr uint64_t kBatchBytes = 64 << 20;  // of one atomic write; the cut, not the batch, is what makes all of them one
-
 std::string EncodeMarks(const CutMarks& marks) {
   return nlohmann::json{{"step", marks.step}, {"run_id", marks.run_id}, {"run_epoch", marks.run_epoch}}.dump();
 }
 
 absl::Span<const uint8_t> Bytes(const std::string& text) { return {reinterpret_cast<const uint8_t*>(text.data()), text.size()}; }
-
-Buffer Copy(absl::Span<const uint8_t> bytes) {
-  if (bytes.empty()) return Buffer();
-  Buffer buffer(bytes.size());
-  std::copy(bytes.begin(), bytes.end(), buffer.data());
-  return buffer;
-}
-
-// Collects writes that borrow their payloads and hands them to the store in bounded batches.
-class BatchWriter {
- public:
-  explicit BatchWriter(BlockStore* store) : store_(store) {}
-  absl::Status Add(std::string key, std::string header, std::vector<absl::Span<const uint8_t>> arrays) {
-    headers_.push_back(std::move(header));
-    BlockStore::Write write{std::move(key), {Bytes(headers_.back())}};
-    for (absl::Span<const uint8_t> array : arrays) bytes_ += array.size(), write.parts.push_back(array);
-    batch_.push_back(std::move(write));
-    return bytes_ >= kBatchBytes ? Flush() : absl::OkStatus();
-  }
-  absl::Status Flush() {
-    RETURN_IF_ERROR(store_->Apply(batch_));
-    batch_.clear();
-    headers_.clear();
-    bytes_ = 0;
-    return absl::OkStatus();
-  }
-
- private:
-  BlockStore* const store_;
-  std::deque<std::string> headers_;  // stable addresses
-  std::vector<BlockStore::Write> batch_;
-  uint64_t bytes_ = 0;
-};
 
 // Folds blocks, in ascending order, into a cut's digest.
 void AddToDigest(BlockId id, uint64_t version, uint32_t crc, CutDigest* digest) {
@@ -71,6 +36,10 @@ absl::Status Shard::PrepareCheckpoint(const std::string& id, uint64_t step) {
     if (stopping_) return Unavailable("server \"{}\" is shutting down", options_.server_id);
     if (head_step_ != step)
       return FailedPrecondition("checkpoint {} wants step {}, the head of server \"{}\" is at step {}", id, step, options_.server_id, head_step_);
+    const auto next = pending_.find(head_step_ + 1);
+    if (torn_step_ != 0 || (next != pending_.end() && next->second->applying.has_value()))
+      return FailedPrecondition("checkpoint {}: the head of server \"{}\" holds half of step {}; finish the step or restore a checkpoint", id,
+                                options_.server_id, head_step_ + 1);
     marks = {head_step_, run_.run_id, run_.epoch};
   }
   const absl::StatusOr<Cut> existing = checkpoints_->Find(id);
@@ -82,52 +51,15 @@ absl::Status Shard::PrepareCheckpoint(const std::string& id, uint64_t step) {
                            existing->marks.run_id, existing->marks.run_epoch);
     RETURN_IF_ERROR(checkpoints_->Delete(id));  // of a history that was given up
   }
-  if (!head_stores_.has_value()) {  // an earlier write failed: start the head stores afresh
-    ASSIGN_OR_RETURN(head_stores_, checkpoints_->OpenHead(std::nullopt));
-    for (auto& [block, state] : states_) state->written_version = 0;
-  }
-  const DirtyBlocks dirty = CollectDirtyBlocks();
-  RETURN_IF_ERROR(CheckFreeSpace(dirty.bytes));
-  absl::Status status = WriteDirtyBlocks(dirty, marks);
-  if (status.ok()) status = checkpoints_->Prepare(id, marks, dirty.digest, *head_stores_);
-  if (!status.ok()) {
-    head_stores_.reset();  // an engine is not trusted after a failed write (promise P5)
-    return Annotate(status, fmt::format("checkpoint {}", id));
-  }
-  for (const DirtyBlocks::Block& block : dirty.blocks) block.state->written_version = block.view.version;
-  return absl::OkStatus();
-}
-
-Shard::DirtyBlocks Shard::CollectDirtyBlocks() const {
-  std::vector<std::pair<BlockId, View>> blocks;
-  {
-    absl::ReaderMutexLock lock(&views_mu_);
-    blocks.assign(views_.begin(), views_.end());
-  }
-  std::sort(blocks.begin(), blocks.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
-  DirtyBlocks dirty;
-  for (auto& [id, view] : blocks) {
-    AddToDigest(id, view.version, view.crc32c, &dirty.digest);
-    TrainState* const state = states_.at(id).get();
-    if (state->written_version == view.version) continue;
-    dirty.bytes += view.payload->size() + state->bytes();
-    dirty.blocks.push_back({id, std::move(view), state});
-  }
-  return dirty;
-}
-
-absl::Status Shard::WriteDirtyBlocks(const DirtyBlocks& dirty, const CutMarks& marks) {
-  BatchWriter weights(head_stores_->weights.get()), states(head_stores_->state.get());
-  for (const auto& [id, view, state] : dirty.blocks) {
-    const WeightsRecord record{view.version, view.crc32c, view.payload->span()};
-    RETURN_IF_ERROR(weights.Add(BlockKey(id), EncodeWeightsHeader(record), {record.payload}));
-    const StateRecord beside{view.version, state->adam_steps, std::as_const(state->weights).span(), std::as_const(state->m).span(),
-                             std::as_const(state->v).span()};
-    RETURN_IF_ERROR(states.Add(BlockKey(id), EncodeStateHeader(beside), {beside.weights, beside.m, beside.v}));
-  }
-  RETURN_IF_ERROR(weights.Flush());
-  RETURN_IF_ERROR(states.Add(std::string(kMarksKey), EncodeMarks(marks), {}));
-  return states.Flush();
+  const absl::StatusOr<std::unique_ptr<BlockTable::Cut>> snapshot = table_->BeginCut();
+  if (!snapshot.ok()) return Annotate(snapshot.status(), fmt::format("checkpoint {}", id));
+  BlockTable::Cut& blocks = **snapshot;
+  RETURN_IF_ERROR(CheckFreeSpace(blocks.dirty_bytes()));
+  const absl::Status status = blocks.Write([&](const HeadStores& stores) -> absl::Status {
+    RETURN_IF_ERROR(stores.state->Put(kMarksKey, Bytes(EncodeMarks(marks))));
+    return checkpoints_->Prepare(id, marks, blocks.digest(), stores);
+  });
+  return status.ok() ? status : Annotate(status, fmt::format("checkpoint {}", id));
 }
 
 absl::Status Shard::CommitCheckpoint(const std::string& id) {
@@ -159,16 +91,16 @@ absl::Status Shard::RestoreCheckpoint(const std::string& id) {
   absl::MutexLock train(&train_mu_);
   ASSIGN_OR_RETURN(const Cut cut, checkpoints_->Find(id));
   ASSIGN_OR_RETURN(Head head, LoadCut(cut));
+  ASSIGN_OR_RETURN(BlockTable::LiveStores stores, checkpoints_->OpenHead(cut));
   const std::optional<Cut> last = checkpoints_->LastCommitted();
   if (!last.has_value() || last->id != id) RETURN_IF_ERROR(checkpoints_->Commit(id));
-  head_stores_.reset();
-  absl::StatusOr<HeadStores> stores = checkpoints_->OpenHead(cut);
-  if (stores.ok()) head_stores_ = *std::move(stores);  // else the next checkpoint writes everything afresh
-  InstallHead(std::move(head));
+  InstallHead(std::move(head), std::move(stores));
   return absl::OkStatus();
 }
 
+// Checks every byte of the cut. With a memory budget the blocks stay on disk until they are needed.
 absl::StatusOr<Shard::Head> Shard::LoadCut(const Cut& cut) const {
+  const bool keep = options_.memory_budget_bytes == 0;
   const absl::StatusOr<HeadStores> opened = checkpoints_->OpenCut(cut);
   if (!opened.ok()) return Annotate(opened.status(), fmt::format("checkpoint {} in {}", cut.id, cut.directory));
   const HeadStores& stores = *opened;
@@ -181,8 +113,9 @@ absl::StatusOr<Shard::Head> Shard::LoadCut(const Cut& cut) const {
     const absl::StatusOr<WeightsRecord> record = DecodeWeights(value, spec_.BlockBytes(id.level));
     if (!record.ok()) return Annotate(record.status(), fmt::format("payload of block {}", ToString(id)));
     AddToDigest(id, record->version, record->crc32c, &digest);
-    head.state_bytes += record->payload.size();
-    head.views[id] = {record->version, record->crc32c, buffers_->Share(Copy(record->payload))};
+    BlockTable::Loaded& block = head.blocks[id];
+    block = {record->version, record->crc32c, record->payload.size()};
+    if (keep) block.payload = CopyPayload(record->payload, buffers_.get());
     return absl::OkStatus();
   });
   if (!weights.ok()) return Annotate(weights, fmt::format("checkpoint {} in {}/weights", cut.id, cut.directory));
@@ -190,30 +123,21 @@ absl::StatusOr<Shard::Head> Shard::LoadCut(const Cut& cut) const {
     return DataLoss("checkpoint {} in {}/weights holds {} blocks with digest {:08x}, its manifest says {} with {:08x}", cut.id, cut.directory,
                     digest.blocks, digest.crc32c, cut.digest.blocks, cut.digest.crc32c);
 
+  uint64_t states = 0;
   const absl::Status state = stores.state->Scan(kBlockKeyPrefix, [&](std::string_view key, absl::Span<const uint8_t> value) {
     ASSIGN_OR_RETURN(const BlockId id, ParseBlockKey(key));
     const absl::StatusOr<StateRecord> record = DecodeState(value);
     if (!record.ok()) return Annotate(record.status(), fmt::format("state of block {}", ToString(id)));
-    const auto view = head.views.find(id);
-    const uint64_t arrays = spec_.BlockElements(id.level) * sizeof(float);
-    const bool fits = view != head.views.end() && view->second.version == record->version &&
-                      record->weights.size() == (spec_.dtype == DType::kBF16 ? arrays : 0) &&
-                      (record->m.empty() || record->m.size() == arrays);
-    if (!fits) return DataLoss("state of block {} at step {} does not belong to its payload", ToString(id), record->version);
-    auto loaded = std::make_unique<TrainState>();
-    loaded->weights = Copy(record->weights);
-    loaded->m = Copy(record->m);
-    loaded->v = Copy(record->v);
-    loaded->adam_steps = record->adam_steps;
-    loaded->written_version = record->version;
-    head.state_bytes += loaded->bytes();
-    head.states[id] = std::move(loaded);
+    const auto block = head.blocks.find(id);
+    RETURN_IF_ERROR(CheckState(spec_, id, block == head.blocks.end() ? 0 : block->second.version, *record));
+    ++states;
+    block->second.state_bytes = record->weights.size() + record->m.size() + record->v.size();
+    if (keep) block->second.state = CopyState(*record, buffers_);
     return absl::OkStatus();
   });
   if (!state.ok()) return Annotate(state, fmt::format("checkpoint {} in {}/state", cut.id, cut.directory));
-  if (head.states.size() != head.views.size())
-    return DataLoss("checkpoint {} in {}/state holds {} blocks, there are {} payloads", cut.id, cut.directory, head.states.size(),
-                    head.views.size());
+  if (states != head.blocks.size())
+    return DataLoss("checkpoint {} in {}/state holds {} blocks, there are {} payloads", cut.id, cut.directory, states, head.blocks.size());
   std::string marks;
   RETURN_IF_ERROR(stores.state->Get(kMarksKey, [&](absl::Span<const uint8_t> value) { marks.assign(value.begin(), value.end()); }));
   if (marks != EncodeMarks(cut.marks))
@@ -221,8 +145,8 @@ absl::StatusOr<Shard::Head> Shard::LoadCut(const Cut& cut) const {
   return head;
 }
 
-void Shard::InstallHead(Head head) {
-  states_ = std::move(head.states);
+void Shard::InstallHead(Head head, BlockTable::LiveStores stores) {
+  table_->Install(std::move(head.blocks), std::move(stores));
   absl::MutexLock lock(&run_mu_);
   run_active_ = false;
   run_ = RunSettings();
@@ -232,9 +156,7 @@ void Shard::InstallHead(Head head) {
   head_step_ = head.marks.step;
   next_step_.clear();
   DropPending();
-  absl::MutexLock views(&views_mu_);
-  std::swap(views_, head.views);
-  state_bytes_ = head.state_bytes;
+  torn_step_ = 0;
 }
 
 std::vector<CheckpointInfo> Shard::ListCheckpoints() const {

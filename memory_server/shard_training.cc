@@ -1,5 +1,6 @@
 // Runs, pushes and the two phases of a step. See shard.h.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <filesystem>
 
@@ -44,8 +45,8 @@ absl::Status CheckParameters(const ApplyParameters& parameters) {
   return absl::OkStatus();
 }
 
-Buffer Zeros(size_t bytes) {
-  Buffer buffer(bytes);
+Buffer Zeros(size_t bytes, BufferPool* buffers) {
+  Buffer buffer = buffers->Acquire(bytes);
   std::fill_n(buffer.data(), bytes, uint8_t{0});
   return buffer;
 }
@@ -82,6 +83,9 @@ absl::StatusOr<uint64_t> Shard::BeginRun(const RunSettings& settings) {
     if (known != run_epochs_.end() && settings.epoch <= known->second)
       return Aborted("run {} epoch {} is fenced: epoch {} was begun on server \"{}\"; begin a larger one", settings.run_id, settings.epoch,
                      known->second, options_.server_id);
+    if (torn_step_ != 0)
+      return FailedPrecondition("the head of server \"{}\" holds half of step {}, which was given up while it was applied; restore a checkpoint",
+                                options_.server_id, torn_step_);
     if (settings.first_step != head_step_ + 1)
       return FailedPrecondition("run {} wants to begin with step {}, the head of server \"{}\" is at step {}; restore the checkpoint that the "
                                 "run goes on from",
@@ -101,7 +105,10 @@ absl::StatusOr<uint64_t> Shard::BeginRun(const RunSettings& settings) {
 }
 
 void Shard::DropPending() {
-  for (const auto& [step, pending] : pending_) pushed_bytes_ -= pending->bytes;
+  for (const auto& [step, pending] : pending_) {
+    pushed_bytes_ -= pending->bytes;
+    if (pending->applying.has_value()) torn_step_ = step;
+  }
   pending_.clear();
   head_sum_of_squares_.reset();
 }
@@ -278,20 +285,29 @@ absl::StatusOr<uint64_t> Shard::ApplyStep(const StepId& step, const ApplyParamet
       return FailedPrecondition("step {} of run {} was not prepared on server \"{}\", whose head is at step {}", step.step, step.run_id,
                                 options_.server_id, head_step_);
     pending = it->second.get();
+    if (pending->applying.has_value() && *pending->applying != parameters)
+      return FailedPrecondition("step {} of run {} is half applied with scale {}, learning rate {} and weight decay {}; repeat it with the same",
+                                step.step, step.run_id, pending->applying->scale, pending->applying->learning_rate,
+                                pending->applying->weight_decay);
     run = run_;
   }
-  struct Work {
-    BlockId id;
-    TrainState* state;
-    const Gradient* gradient;
-  };
-  std::vector<Work> work;  // level by level, so the largest blocks come first
-  for (const auto& [id, gradient] : pending->sum) {
-    std::unique_ptr<TrainState>& state = states_[id];
-    if (state == nullptr) state = std::make_unique<TrainState>();
-    work.push_back({id, state.get(), &gradient});
+  RETURN_IF_ERROR(CheckSpillSpace(*pending, run));
+  {
+    absl::MutexLock lock(&run_mu_);
+    pending->applying = parameters;
   }
-  ParallelFor(pool_, work.size(), [&](size_t i) { UpdateBlock(work[i].id, work[i].state, *work[i].gradient, run, step.step, parameters); });
+  std::vector<std::pair<BlockId, const Gradient*>> work;  // level by level, so the largest blocks come first
+  for (const auto& [id, gradient] : pending->sum) work.emplace_back(id, &gradient);
+  std::vector<absl::Status> results(work.size());
+  std::atomic<bool> failed = false;
+  ParallelFor(pool_, work.size(), [&](size_t i) {
+    if (failed) return;
+    results[i] = UpdateBlock(work[i].first, *work[i].second, run, step.step, parameters);
+    if (!results[i].ok()) failed = true;
+  });
+  for (const absl::Status& result : results)
+    if (!result.ok()) return Annotate(result, fmt::format("step {} of run {} on server \"{}\" is half applied", step.step, step.run_id,
+                                                          options_.server_id));
 
   std::unique_ptr<PendingStep> applied;  // freed after the lock
   absl::MutexLock lock(&run_mu_);
@@ -304,44 +320,50 @@ absl::StatusOr<uint64_t> Shard::ApplyStep(const StepId& step, const ApplyParamet
   return head_step_;
 }
 
-void Shard::UpdateBlock(BlockId id, TrainState* state, const Gradient& gradient, const RunSettings& run, uint64_t step,
-                        const ApplyParameters& parameters) {
-  const uint64_t elements = spec_.BlockElements(id.level), old_bytes = state->bytes();
-  View before;
-  {
-    absl::ReaderMutexLock lock(&views_mu_);
-    const auto it = views_.find(id);
-    if (it != views_.end()) before = it->second;
-  }
-  const bool untouched = before.payload == nullptr;
-  if (untouched && spec_.dtype == DType::kF32) before.payload = ReadUntouched(id).payload;
+// The state of a block after a step of this run: at most, as moments of an earlier run stay.
+uint64_t Shard::StateBytes(uint32_t level, const RunSettings& run) const {
+  const uint64_t array = spec_.BlockElements(level) * sizeof(float);
+  return (spec_.dtype == DType::kBF16 ? array : 0) + (run.optimizer == OptimizerKind::kAdamW ? 2 * array : 0);
+}
+
+// Before anything changes: is there room on disk for what the step pushes out of RAM?
+absl::Status Shard::CheckSpillSpace(const PendingStep& pending, const RunSettings& run) const {
+  if (options_.memory_budget_bytes == 0) return absl::OkStatus();
+  uint64_t bytes = table_->GetStats().dirty_bytes;
+  for (const auto& [id, gradient] : pending.sum) bytes += spec_.BlockBytes(id.level) + StateBytes(id.level, run);
+  if (bytes <= options_.memory_budget_bytes) return absl::OkStatus();
+  return CheckFreeSpace(bytes - options_.memory_budget_bytes);
+}
+
+absl::Status Shard::UpdateBlock(BlockId id, const Gradient& gradient, const RunSettings& run, uint64_t step, const ApplyParameters& parameters) {
+  if (table_->VersionOf(id) == step) return absl::OkStatus();  // by an earlier attempt
+  const uint64_t elements = spec_.BlockElements(id.level);
+  ASSIGN_OR_RETURN(BlockTable::Update update, table_->BeginUpdate(id, StateBytes(id.level, run), spec_.dtype == DType::kF32));
+  TrainState& state = *update.state;
+  const bool untouched = update.version == 0;
+  if (untouched && spec_.dtype == DType::kF32) update.payload = ReadUntouched(id).payload;
   if (untouched && spec_.dtype == DType::kBF16) {
-    state->weights = Buffer(elements * sizeof(float));
-    InitBlock(spec_, id, absl::MakeSpan(Floats(state->weights), elements));
+    state.weights = buffers_->Acquire(elements * sizeof(float));
+    InitBlock(spec_, id, absl::MakeSpan(Floats(state.weights), elements));
   }
   const bool adamw = run.optimizer == OptimizerKind::kAdamW;
-  if (adamw && state->m.size() == 0) {
-    state->m = Zeros(elements * sizeof(float));
-    state->v = Zeros(elements * sizeof(float));
+  if (adamw && state.m.size() == 0) {
+    state.m = Zeros(elements * sizeof(float), buffers_.get());
+    state.v = Zeros(elements * sizeof(float), buffers_.get());
   }
-  if (adamw) ++state->adam_steps;
+  if (adamw) ++state.adam_steps;
 
   Buffer payload = buffers_->Acquire(spec_.BlockBytes(id.level));
   BlockArrays arrays;
   arrays.elements = elements;
   arrays.payload_out = payload.data();
-  if (spec_.dtype == DType::kF32) arrays.payload_in = reinterpret_cast<const float*>(before.payload->data());
-  else arrays.weights = Floats(state->weights);
-  if (adamw) arrays.m = Floats(state->m), arrays.v = Floats(state->v);
-  const StepFactors factors = MakeStepFactors(run, parameters, state->adam_steps);
+  if (spec_.dtype == DType::kF32) arrays.payload_in = reinterpret_cast<const float*>(update.payload->data());
+  else arrays.weights = Floats(state.weights);
+  if (adamw) arrays.m = Floats(state.m), arrays.v = Floats(state.v);
+  const StepFactors factors = MakeStepFactors(run, parameters, state.adam_steps);
   const uint32_t crc = adamw ? AdamWUpdate(factors, gradient, arrays) : SgdUpdate(factors, gradient, arrays);
-
-  const uint64_t payload_bytes = payload.size();
-  View after{step, crc, buffers_->Share(std::move(payload))};
-  absl::MutexLock lock(&views_mu_);  // readers wait for this swap only; the old payload goes with `before`, after the lock
-  std::swap(views_[id], after);
-  before.payload = std::move(after.payload);
-  state_bytes_ += state->bytes() - old_bytes + (untouched ? payload_bytes : 0);
+  table_->FinishUpdate(std::move(update), step, crc, buffers_->Share(std::move(payload)));
+  return absl::OkStatus();
 }
 
 }  // namespace membank

@@ -31,6 +31,8 @@ struct ApplyParameters {
   float scale = 1.0f;                      // clip factor; gradients are multiplied by it
   float learning_rate = 0.0f;
   float weight_decay = 0.0f;               // decoupled; on touched blocks only
+
+  bool operator==(const ApplyParameters&) const = default;
 };
 
 struct CheckpointInfo {

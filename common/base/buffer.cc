@@ -1,5 +1,7 @@
 #include "common/base/buffer.h"
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 #include <new>
 
@@ -16,6 +18,18 @@ Buffer::Buffer(size_t size) : size_(size) {
   data_.reset(static_cast<uint8_t*>(p));
 }
 
-void Buffer::Free::operator()(uint8_t* p) const { std::free(p); }
+Buffer Buffer::Mapped(size_t size) {
+  void* p = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) throw std::bad_alloc();
+  Buffer buffer;
+  buffer.data_ = {static_cast<uint8_t*>(p), Free{size}};
+  buffer.size_ = size;
+  return buffer;
+}
+
+void Buffer::Free::operator()(uint8_t* p) const {
+  if (mapped_bytes > 0) ::munmap(p, mapped_bytes);
+  else std::free(p);
+}
 
 }  // namespace membank

@@ -13,7 +13,8 @@ namespace membank {
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(size_t size);  // contents are not initialised
+  explicit Buffer(size_t size);    // contents are not initialised
+  static Buffer Mapped(size_t size);  // pages of its own, which go back to the kernel at once when it dies
   Buffer(Buffer&&) noexcept = default;
   Buffer& operator=(Buffer&&) noexcept = default;
 
@@ -25,6 +26,7 @@ class Buffer {
 
  private:
   struct Free {
+    size_t mapped_bytes;  // 0: from malloc
     void operator()(uint8_t* p) const;
   };
   std::unique_ptr<uint8_t[], Free> data_;

@@ -17,10 +17,10 @@
 
 namespace membank {
 
-inline BankSpec SmallSpec(DType dtype = DType::kF32) {
+inline BankSpec SmallSpec(DType dtype = DType::kF32, uint32_t fan_out = 3) {
   BankSpec spec;
   spec.bank_id = "small";
-  spec.fan_out = 3;
+  spec.fan_out = fan_out;
   spec.widths = {4, 2};
   spec.layers = 2;
   spec.hidden = 5;
@@ -34,8 +34,8 @@ using Contribution = std::vector<std::pair<BlockId, float>>;  // a gradient that
 
 class ShardFixture {
  public:
-  explicit ShardFixture(DType dtype = DType::kF32, OpenBlockStore engine = InMemoryBlockStore::Open)
-      : spec(SmallSpec(dtype)), root(testing::TempDir() + "/shard." + std::to_string(::getpid()) + "." + std::to_string(++count_)) {
+  explicit ShardFixture(DType dtype = DType::kF32, OpenBlockStore engine = InMemoryBlockStore::Open, uint32_t fan_out = 3)
+      : spec(SmallSpec(dtype, fan_out)), root(testing::TempDir() + "/shard." + std::to_string(::getpid()) + "." + std::to_string(++count_)) {
     std::filesystem::remove_all(root);
     options.data_directory = root + "/data";
     options.server_id = "m0";

@@ -1,0 +1,60 @@
+// One version of a touched block, whole: what lies in the head stores and in cuts (block_record.h says how). An image is immutable: a step
+// makes a new one, so whoever writes or sends an image needs no lock. Pure functions over stores, any thread.
+//
+// Errors: DATA_LOSS names the block when a record is missing or damaged; else what the store says.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "common/bank/bank_spec.h"
+#include "common/base/buffer.h"
+#include "memory_server/block_record.h"
+#include "memory_server/buffer_pool.h"
+#include "memory_server/checkpoint.h"
+#include "memory_server/payload_cache.h"
+
+namespace membank {
+
+// Optimizer state of a touched block. The arrays come from the pool and go back to it.
+struct TrainState {
+  explicit TrainState(std::shared_ptr<BufferPool> pool) : buffers(std::move(pool)) {}
+  ~TrainState();
+  TrainState(const TrainState&) = delete;
+  TrainState& operator=(const TrainState&) = delete;
+
+  const std::shared_ptr<BufferPool> buffers;
+  Buffer weights;           // fp32, BF16 banks only; of F32 banks the payload is the weights
+  Buffer m, v;              // fp32; empty until AdamW touches the block
+  uint64_t adam_steps = 0;  // for bias correction
+
+  uint64_t bytes() const { return weights.size() + m.size() + v.size(); }
+  std::shared_ptr<TrainState> Clone() const;
+};
+
+struct BlockImage {
+  BlockId id;
+  uint64_t version = 0;
+  uint32_t crc32c = 0;
+  SharedBuffer payload;
+  std::shared_ptr<const TrainState> state;
+
+  uint64_t bytes() const { return payload->size() + state->bytes(); }
+};
+
+// Writes the images into both stores, in atomic batches of bounded size. On error some may be there.
+absl::Status WriteImages(const HeadStores& stores, absl::Span<const BlockImage> images);
+
+absl::StatusOr<CachedPayload> ReadPayload(const HeadStores& stores, const BankSpec& spec, BlockId id, BufferPool* buffers);
+// State of the payload with this version.
+absl::StatusOr<std::shared_ptr<TrainState>> ReadState(const HeadStores& stores, const BankSpec& spec, BlockId id, uint64_t version,
+                                                      const std::shared_ptr<BufferPool>& buffers);
+
+// Does a record read from a state store belong to a payload of that version, and does it fit the bank?
+absl::Status CheckState(const BankSpec& spec, BlockId id, uint64_t payload_version, const StateRecord& record);
+std::shared_ptr<TrainState> CopyState(const StateRecord& record, const std::shared_ptr<BufferPool>& buffers);
+SharedBuffer CopyPayload(absl::Span<const uint8_t> bytes, BufferPool* buffers);
+
+}  // namespace membank
