@@ -87,6 +87,27 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* MemoryService::FetchBlocks(grpc::Cal
   return new FetchCall(shard_, &readers_, &call_threads_, context, request);
 }
 
+// Does not wait, so it needs no thread of its own.
+grpc::ServerUnaryReactor* MemoryService::Prefetch(grpc::CallbackServerContext* context, const v1::PrefetchRequest* request,
+                                                  v1::PrefetchReply*) {
+  const RpcTimer timer("Prefetch");
+  const auto prefetch = [&]() -> absl::Status {
+    if (request->blocks_size() > static_cast<int>(kMaxBlocksPerCall))
+      return InvalidArgument("the request names {} blocks; at most {} are allowed", request->blocks_size(), kMaxBlocksPerCall);
+    std::vector<BlockId> ids;
+    for (const v1::BlockId& block : request->blocks()) {
+      ids.push_back(FromProto(block));
+      RETURN_IF_ERROR(WithWrongSlot(*shard_, ids.back(), shard_->CheckBlock(ids.back())));
+    }
+    return shard_->Prefetch(ids);
+  };
+  const absl::Status status = prefetch();
+  timer.Done(status);
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpc(status));
+  return reactor;
+}
+
 grpc::ServerReadReactor<grpc::ByteBuffer>* MemoryService::PushGradients(grpc::CallbackServerContext* context, grpc::ByteBuffer* response) {
   return new PushCall(shard_, context, response);
 }

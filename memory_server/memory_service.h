@@ -14,7 +14,7 @@ using MemoryServiceBase = v1::MemoryService::WithCallbackMethod_GetManifest<v1::
     v1::MemoryService::WithRawCallbackMethod_PushGradients<v1::MemoryService::WithCallbackMethod_BeginRun<
         v1::MemoryService::WithCallbackMethod_PrepareStep<v1::MemoryService::WithCallbackMethod_ApplyStep<
             v1::MemoryService::WithCallbackMethod_Checkpoint<v1::MemoryService::WithCallbackMethod_Publish<
-                v1::MemoryService::Service>>>>>>>>;
+                v1::MemoryService::WithCallbackMethod_Prefetch<v1::MemoryService::Service>>>>>>>>>;
 
 class MemoryService final : public MemoryServiceBase {
  public:
@@ -24,6 +24,8 @@ class MemoryService final : public MemoryServiceBase {
   grpc::ServerUnaryReactor* GetManifest(grpc::CallbackServerContext* context, const v1::GetManifestRequest* request,
                                         v1::Manifest* reply) override;
   grpc::ServerWriteReactor<grpc::ByteBuffer>* FetchBlocks(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) override;
+  grpc::ServerUnaryReactor* Prefetch(grpc::CallbackServerContext* context, const v1::PrefetchRequest* request,
+                                     v1::PrefetchReply* reply) override;
   grpc::ServerReadReactor<grpc::ByteBuffer>* PushGradients(grpc::CallbackServerContext* context, grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* BeginRun(grpc::CallbackServerContext* context, const v1::BeginRunRequest* request,
                                      v1::BeginRunReply* reply) override;

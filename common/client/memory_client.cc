@@ -70,6 +70,7 @@ class RpcMemoryClient final : public MemoryClient {
   absl::StatusOr<BankStatus> GetStatus() override;
 
   absl::Status Fetch(absl::Span<BlockFetch> blocks, const FetchOptions& options) override;
+  absl::Status Prefetch(absl::Span<const BlockId> ids) override;
   absl::Status BeginRun(const RunSettings& settings) override;
   absl::Status Push(const StepId& step, uint32_t rank, absl::Span<const BlockGradient> gradients) override;
   absl::StatusOr<double> PrepareStep(const StepId& step, std::chrono::milliseconds timeout) override;
@@ -289,6 +290,22 @@ absl::Status RpcMemoryClient::FetchPart(const MemoryPeer& peer, size_t channel, 
     if (!task->block->unchanged) fetched_bytes_ += task->block->destination.size();
   }
   return absl::OkStatus();
+}
+
+absl::Status RpcMemoryClient::Prefetch(absl::Span<const BlockId> ids) {
+  const Topology topology = CurrentTopology();
+  std::vector<v1::PrefetchRequest> requests(topology->peers.size());
+  for (const BlockId id : ids) {
+    RETURN_IF_ERROR(CheckBlock(id, 0, 0));
+    v1::PrefetchRequest& request = requests[topology->slot_map.OwnerOf(id)];
+    if (request.blocks_size() < static_cast<int>(kMaxBlocksPerCall)) ToProto(id, request.add_blocks());  // what is left out is read later
+  }
+  const absl::Time deadline = Deadline();
+  return InParallel(requests.size(), [&](size_t i) -> absl::Status {
+    if (requests[i].blocks_size() == 0) return absl::OkStatus();
+    v1::PrefetchReply reply;
+    return CallPeer(topology->peers[i], deadline, false, &v1::MemoryService::Stub::Prefetch, requests[i], &reply);
+  });
 }
 
 // --- Training -----------------------------------------------------------------------------------------------------------------

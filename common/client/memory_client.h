@@ -76,6 +76,9 @@ class MemoryClient {
   // All blocks, servers in parallel. On error the destinations are undefined.
   virtual absl::Status Fetch(absl::Span<BlockFetch> blocks, const FetchOptions& options) = 0;
 
+  // Tells the servers which blocks of the live head are fetched or trained soon, so that those on disk are read ahead. Does not wait for it.
+  virtual absl::Status Prefetch(absl::Span<const BlockId> ids) = 0;
+
   virtual absl::Status BeginRun(const RunSettings& settings) = 0;
   // This rank's whole contribution to a step (every server gets a push, with no blocks if need be). Duplicates are fine.
   virtual absl::Status Push(const StepId& step, uint32_t rank, absl::Span<const BlockGradient> gradients) = 0;

@@ -3,15 +3,16 @@
 #include <algorithm>
 #include <memory>
 
+#include "common/base/log.h"
 #include "common/base/status_macros.h"
 #include "model_worker/train/stopwatch.h"
 
 namespace membank {
 
-BatchFeed::BatchFeed(const TrainOptions& options, const BankSpec& spec, const PackedCorpus* corpus, BlockCache* cache,
+BatchFeed::BatchFeed(const TrainOptions& options, const PackedCorpus* corpus, MemoryClient* client, BlockCache* cache,
                      StepCommitter* committer, uint64_t base_step)
-    : options_(options), spec_(spec), corpus_(corpus), cache_(cache), committer_(committer), base_step_(base_step),
-      order_(options.seed, corpus->size(), options.EffectiveGenericProbability(spec.fan_out)) {}
+    : options_(options), spec_(client->spec()), corpus_(corpus), client_(client), cache_(cache), committer_(committer), base_step_(base_step),
+      order_(options.seed, corpus->size(), options.EffectiveGenericProbability(spec_.fan_out)) {}
 
 void BatchFeed::Start(uint64_t update) {
   started_ = update;
@@ -68,6 +69,14 @@ uint64_t BatchFeed::RequiredStep(BlockId id, uint64_t server_step) const {
   return it == touched_.end() ? 0 : std::min(it->second, server_step - 1 - std::min<uint64_t>(options_.staleness, server_step - 1));
 }
 
+// Only advice: without it the servers read when the blocks are asked for.
+void BatchFeed::Announce(uint64_t update) {
+  if (update >= options_.steps) return;
+  const absl::StatusOr<TrainBatch> next = Read(update);
+  const absl::Status announced = next.ok() ? client_->Prefetch(next->blocks) : next.status();
+  if (!announced.ok()) LOG_DEBUG("the blocks of update {} were not announced: {}", update, announced.ToString());
+}
+
 absl::StatusOr<BatchFeed::Preparation> BatchFeed::Prepare(uint64_t update) {
   Preparation preparation;
   ReadyBatch& ready = preparation.ready;
@@ -88,6 +97,7 @@ absl::StatusOr<BatchFeed::Preparation> BatchFeed::Prepare(uint64_t update) {
       early_index.push_back(i);
     }
   }
+  Announce(update + 1);
   ASSIGN_OR_RETURN(std::vector<BlockHandle> blocks, cache_->Get(early));
   ready.blocks.resize(ready.batch.blocks.size());
   for (size_t i = 0; i < blocks.size(); ++i) ready.blocks[early_index[i]] = std::move(blocks[i]);

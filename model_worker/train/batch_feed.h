@@ -1,6 +1,7 @@
 // The road from the corpus to the compute thread: while one update computes, the next one's sequences are read and its blocks fetched on
 // a thread. Exact at staleness 0: a block that an unapplied update touches is fetched only after that update is applied; all others come
-// early. At staleness s a block may lack the newest s updates. Owned by the trainer, called from its one thread.
+// early. At staleness s a block may lack the newest s updates. The blocks of the update after that are announced to the servers, which
+// read them from disk meanwhile when the bank is larger than their memory. Owned by the trainer, called from its one thread.
 #pragma once
 
 #include <future>
@@ -23,7 +24,7 @@ struct ReadyBatch {
 class BatchFeed {
  public:
   // Update u is step u + 1 of the run. `base_step` is the servers' head when the run began. Everything must outlive the feed.
-  BatchFeed(const TrainOptions& options, const BankSpec& spec, const PackedCorpus* corpus, BlockCache* cache, StepCommitter* committer,
+  BatchFeed(const TrainOptions& options, const PackedCorpus* corpus, MemoryClient* client, BlockCache* cache, StepCommitter* committer,
             uint64_t base_step);
 
   // Starts on `update` in the background (or, without prefetch, remembers it for Take). Call it when the update before was taken.
@@ -40,11 +41,13 @@ class BatchFeed {
 
   absl::StatusOr<TrainBatch> Read(uint64_t update);
   absl::StatusOr<Preparation> Prepare(uint64_t update);
+  void Announce(uint64_t update);
   uint64_t RequiredStep(BlockId id, uint64_t server_step) const;
 
   const TrainOptions& options_;
   const BankSpec& spec_;
   const PackedCorpus* const corpus_;
+  MemoryClient* const client_;
   BlockCache* const cache_;
   StepCommitter* const committer_;
   const uint64_t base_step_;

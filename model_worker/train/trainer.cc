@@ -97,7 +97,7 @@ absl::Status Trainer::Open() {
   cache.capacity_bytes = options_.cache_bytes;
   cache_ = std::make_unique<BlockCache>(&client_, cache);
   committer_ = std::make_unique<StepCommitter>(&client_, start_.identity.run_id, start_.identity.epoch, server_step(), options_.clip);
-  feed_ = std::make_unique<BatchFeed>(options_, spec_, corpus_.get(), cache_.get(), committer_.get(), start_.identity.base_step);
+  feed_ = std::make_unique<BatchFeed>(options_, corpus_.get(), &client_, cache_.get(), committer_.get(), start_.identity.base_step);
   // Without a checkpoint a crash of the servers would leave nothing to come back to.
   return checkpoint_.empty() ? WriteCheckpoint() : absl::OkStatus();
 }

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,8 @@ class ShardMemoryClient : public MemoryClient {
 
   // Called before every call that changes the servers, with its name; an error is returned instead of making the call.
   std::function<absl::Status(const std::string& call)> intercept;
+
+  std::set<BlockId> announced;  // by Prefetch
 
   const BankSpec& spec() const override { return spec_; }
 
@@ -66,6 +69,14 @@ class ShardMemoryClient : public MemoryClient {
       if (read.unchanged) continue;
       std::memcpy(block.destination.data(), read.payload->data(), block.destination.size());
       fetched_bytes_ += block.destination.size();
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Prefetch(absl::Span<const BlockId> ids) override {
+    for (const BlockId id : ids) {
+      announced.insert(id);
+      RETURN_IF_ERROR(shards_[map_.OwnerOf(id)]->Prefetch({&id, 1}));
     }
     return absl::OkStatus();
   }

@@ -130,6 +130,13 @@ TEST_F(MemoryServiceTest, UnchangedBlocksTravelWithoutPayload) {
 }
 
 // Integer gradients with SGD and learning rate 1: a weight's value is the count of what was applied.
+TEST_F(MemoryServiceTest, BlocksOfAnyServerCanBeAnnounced) {
+  EXPECT_OK(client_->Prefetch(AllBlocks(spec_)));
+  EXPECT_OK(client_->Prefetch({}));
+  const BlockId unknown{9, 0};
+  EXPECT_THAT(Message(client_->Prefetch({&unknown, 1})), HasSubstr("block 9/0 is not in bank"));
+}
+
 TEST_F(MemoryServiceTest, PushesOfAllRanksCountExactlyOnce) {
   ASSERT_OK(client_->BeginRun(SgdRun(2)));
   const std::vector<BlockId> ids = {{1, 0}, {1, 1}, {2, 5}, {2, 16}};

@@ -125,6 +125,7 @@ class FakeMemory final : public MemoryClient {
     return absl::OkStatus();
   }
 
+  absl::Status Prefetch(absl::Span<const BlockId>) override { return Unimplemented("serving does not train"); }
   absl::Status BeginRun(const RunSettings&) override { return Unimplemented("serving does not train"); }
   absl::Status Push(const StepId&, uint32_t, absl::Span<const BlockGradient>) override { return Unimplemented("serving does not train"); }
   absl::StatusOr<double> PrepareStep(const StepId&, std::chrono::milliseconds) override { return Unimplemented("serving does not train"); }

@@ -69,6 +69,7 @@ TEST_F(TrainerTest, FrozenTrainingLowersTheLossAndReportsIt) {
   EXPECT_TRUE(summary->finished());
   EXPECT_GT(summary->pushed_bytes, 0u);
   EXPECT_EQ(bank->GetStatus()->head_step, 40u);
+  EXPECT_EQ(bank->announced.size(), bank->GetStatus()->touched_blocks) << "every update's blocks are announced to the servers";
   EXPECT_TRUE(std::filesystem::exists(options.output + "/loss.svg"));
 }
 
