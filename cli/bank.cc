@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/bank_access.h"
 #include "cli/command.h"
 #include "cli/connect.h"
 #include "common/bank/cluster_tree.h"
@@ -195,6 +196,8 @@ void AddBankCommand(CLI::App& app) {
   CLI::App* bank = app.add_subcommand("bank", "create a bank, see what it holds, publish it");
   bank->require_subcommand(1);
   AddCreate(bank, command);
+
+  AddBankAccessCommands(bank);
 
   CLI::App* slots = bank->add_subcommand("slots", "which server holds which blocks");
   slots->require_subcommand(1);

@@ -15,8 +15,11 @@ struct MemoryServers {
   std::string slot_map;
   std::vector<std::string> servers;
 
-  // --slot-map FILE | --memory-servers a,b. Exactly one must be given.
+  std::string tls_certificate, tls_key, tls_authority;
+
+  // --slot-map FILE | --memory-servers a,b. Exactly one must be given. And --tls-certificate, --tls-key, --tls-authority.
   void AddOptions(CLI::App* command);
+  MemoryClientOptions Options() const;
   absl::StatusOr<std::unique_ptr<MemoryClient>> Connect() const;
 };
 

@@ -32,7 +32,7 @@ absl::Status WaitForStep(Shard* shard, const std::atomic<bool>& cancelled, uint6
 
 FetchCall::FetchCall(Shard* shard, ThreadPool* readers, CallThreads* waiters, grpc::CallbackServerContext* context,
                      const grpc::ByteBuffer* request)
-    : shard_(shard), readers_(readers), waiters_(waiters), context_(context) {
+    : shard_(shard), readers_(readers), waiters_(waiters), context_(context), caller_(CallerOf(*context)) {
   Start(*request);
 }
 
@@ -95,13 +95,8 @@ void FetchCall::ReadNext() {
     reading_ = true;
   }
   readers_->Schedule([this, index] {
-    const auto& block = request_.blocks(index);
-    const BlockId id = FromProto(block.id());
-    const int64_t newer_than = block.has_if_version_newer_than() ? static_cast<int64_t>(block.if_version_newer_than()) : -1;
     absl::StatusOr<BlockRead> read = Gone();
-    if (!cancelled_) {
-      read = request_.bank_version().empty() ? shard_->Read(id, newer_than) : shard_->ReadVersion(request_.bank_version(), id, newer_than);
-    }
+    if (!cancelled_) read = ReadBlock(index);
     bool wake;
     {
       absl::MutexLock lock(&mu_);
@@ -112,6 +107,28 @@ void FetchCall::ReadNext() {
     }
     if (wake) WriteNext();
   });
+}
+
+absl::StatusOr<BlockRead> FetchCall::ReadBlock(int index) {
+  const auto& block = request_.blocks(index);
+  const BlockId id = FromProto(block.id());
+  const int64_t newer_than = block.has_if_version_newer_than() ? static_cast<int64_t>(block.if_version_newer_than()) : -1;
+  RETURN_IF_ERROR(shard_->CheckBlock(id));
+  const AccessControl& access = shard_->access();
+  const std::shared_ptr<const AccessTable> table = access.table();
+  RETURN_IF_ERROR(access.CheckFetch(*table, caller_, id));
+  if (access.IsBlocked(*table, id)) return BlockRead{.blocked = true};
+  return request_.bank_version().empty() ? shard_->Read(id, newer_than) : shard_->ReadVersion(request_.bank_version(), id, newer_than);
+}
+
+// A receiver that reads slowly must not get the rest of a block hours after it was blocked.
+absl::Status FetchCall::CheckStillServed() const {
+  if (!current_.payload) return absl::OkStatus();
+  const BlockId id = FromProto(request_.blocks(written_ == 0 ? sent_blocks_ : sent_blocks_ - 1).id());
+  const AccessControl& access = shard_->access();
+  const std::shared_ptr<const AccessTable> table = access.table();
+  if (!access.IsBlocked(*table, id)) return absl::OkStatus();
+  return Aborted("block {} was blocked while it was being sent; fetch again", ToString(id));
 }
 
 void FetchCall::WriteNext() {
@@ -127,6 +144,7 @@ void FetchCall::WriteNext() {
     next.swap(ahead_);
   }
   if (cancelled_) return End(Gone());
+  if (!revoked_.ok()) return End(revoked_);
   if (!next) return End(absl::OkStatus());
   if (!next->ok()) return End(WithWrongSlot(*shard_, FromProto(request_.blocks(sent_blocks_).id()), next->status()));
   current_ = **std::move(next);
@@ -136,6 +154,11 @@ void FetchCall::WriteNext() {
 }
 
 void FetchCall::WriteChunk() {
+  revoked_ = CheckStillServed();
+  if (!revoked_.ok()) {
+    current_.payload = nullptr;
+    return WriteNext();  // ends the call, once no read is running
+  }
   std::string head;
   if (written_ == 0) {
     v1::FetchChunk chunk;
@@ -143,7 +166,8 @@ void FetchCall::WriteChunk() {
     *header.mutable_id() = request_.blocks(sent_blocks_++).id();
     header.set_version(current_.version);
     header.set_unchanged(current_.unchanged);
-    if (!current_.unchanged) {
+    header.set_blocked(current_.blocked);
+    if (current_.payload) {
       header.set_crc32c(current_.crc32c);
       header.set_total_bytes(current_.payload->size());
     }

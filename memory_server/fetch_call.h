@@ -13,6 +13,7 @@
 #include "grpcpp/support/server_callback.h"
 #include "membank/v1/memory.pb.h"
 #include "memory_server/call_threads.h"
+#include "memory_server/caller.h"
 #include "memory_server/rpc_metrics.h"
 #include "memory_server/shard.h"
 
@@ -36,6 +37,10 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   void ReadNext() ABSL_LOCKS_EXCLUDED(mu_);
   // The writer: called whenever no write is in flight and the block it needs may be there.
   void WriteNext() ABSL_LOCKS_EXCLUDED(mu_);
+  // A block that the caller may read: as it is, or as blocked.
+  absl::StatusOr<BlockRead> ReadBlock(int index);
+  // ABORTED when the block was blocked after it was read.
+  absl::Status CheckStillServed() const;
   void WriteChunk();
   void End(const absl::Status& status);
 
@@ -43,11 +48,13 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   ThreadPool* const readers_;
   CallThreads* const waiters_;
   grpc::CallbackServerContext* const context_;
+  const Caller caller_;
   const RpcTimer timer_{"FetchBlocks"};
   v1::FetchBlocksRequest request_;
 
   // Of the writer alone.
   BlockRead current_;
+  absl::Status revoked_;         // set: the call ends with it
   size_t written_ = 0;           // bytes of current_
   int sent_blocks_ = 0;          // blocks begun
   uint64_t sent_bytes_ = 0;      // of all blocks

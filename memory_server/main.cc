@@ -14,6 +14,7 @@
 #include "common/rpc/service_process.h"
 #include "memory_server/memory_service.h"
 #include "memory_server/options.h"
+#include "memory_server/scrub.h"
 
 namespace membank {
 namespace {
@@ -66,8 +67,15 @@ absl::Status Run(const MemoryServerOptions& options) {
   shard_options.min_free_bytes = options.free_space_watermark_bytes;
   shard_options.keep_checkpoints = options.keep_checkpoints;
   shard_options.optimizer_threads = options.threads;
+  shard_options.access.administrators = {options.administrators.begin(), options.administrators.end()};
+  shard_options.access.trainers = {options.trainers.begin(), options.trainers.end()};
   ASSIGN_OR_RETURN(const std::unique_ptr<Shard> shard, Shard::Open(spec, slot_map, shard_options));
 
+  std::unique_ptr<Scrubber> scrubber;
+  if (options.scrub_bytes_per_second > 0) {
+    scrubber = std::make_unique<Scrubber>(&shard->checkpoints(), &shard->spec(), options.scrub_bytes_per_second,
+                                          absl::Seconds(options.scrub_interval_s));
+  }
   MemoryService service(shard.get(), threads, options.max_waiting_calls);
   RpcServerOptions rpc;
   rpc.listen = options.listen;

@@ -5,6 +5,7 @@
 #include "common/base/version.h"
 #include "common/rpc/status.h"
 #include "common/rpc/wire.h"
+#include "memory_server/caller.h"
 #include "memory_server/fetch_call.h"
 #include "memory_server/push_call.h"
 #include "memory_server/rpc_metrics.h"
@@ -44,11 +45,12 @@ MemoryService::MemoryService(Shard* shard, int read_threads, int max_waiting_cal
   SetHeadStep(shard_->Status().head_step);
 }
 
-// work() -> absl::Status, on a thread of its own; request and reply live until Finish.
+// work() -> absl::Status, on a thread of its own, when the caller may make this call; request and reply live until Finish.
 template <typename Work>
 grpc::ServerUnaryReactor* MemoryService::OnOwnThread(const char* rpc, grpc::CallbackServerContext* context, Work work) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const absl::Status started = call_threads_.Start([reactor, work = std::move(work), timer = RpcTimer(rpc)] {
+  absl::Status started = shard_->access().CheckCall(CallerOf(*context), rpc);
+  if (started.ok()) started = call_threads_.Start([reactor, work = std::move(work), timer = RpcTimer(rpc)] {
     const absl::Status status = work();
     timer.Done(status);
     reactor->Finish(ToGrpc(status));
@@ -92,6 +94,7 @@ grpc::ServerUnaryReactor* MemoryService::Prefetch(grpc::CallbackServerContext* c
                                                   v1::PrefetchReply*) {
   const RpcTimer timer("Prefetch");
   const auto prefetch = [&]() -> absl::Status {
+    RETURN_IF_ERROR(shard_->access().CheckCall(CallerOf(*context), "Prefetch"));
     if (request->blocks_size() > static_cast<int>(kMaxBlocksPerCall))
       return InvalidArgument("the request names {} blocks; at most {} are allowed", request->blocks_size(), kMaxBlocksPerCall);
     std::vector<BlockId> ids;
@@ -185,6 +188,23 @@ grpc::ServerUnaryReactor* MemoryService::Publish(grpc::CallbackServerContext* co
     RETURN_IF_ERROR(shard_->Publish(request->checkpoint_id(), request->version()));
     for (const std::string& version : shard_->ListVersions()) reply->add_versions(version);
     return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* MemoryService::GetAccess(grpc::CallbackServerContext* context, const v1::GetAccessRequest*, v1::AccessTable* reply) {
+  const RpcTimer timer("GetAccess");
+  ToProto(*shard_->access().table(), reply);
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(grpc::Status::OK);
+  timer.Done(absl::OkStatus());
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* MemoryService::SetAccess(grpc::CallbackServerContext* context, const v1::SetAccessRequest* request,
+                                                   v1::SetAccessReply*) {
+  return OnOwnThread("SetAccess", context, [this, context, request]() -> absl::Status {
+    ASSIGN_OR_RETURN(const AccessTable table, FromProto(request->table()));
+    return shard_->access().Replace(CallerOf(*context), table);
   });
 }
 

@@ -14,7 +14,8 @@ using MemoryServiceBase = v1::MemoryService::WithCallbackMethod_GetManifest<v1::
     v1::MemoryService::WithRawCallbackMethod_PushGradients<v1::MemoryService::WithCallbackMethod_BeginRun<
         v1::MemoryService::WithCallbackMethod_PrepareStep<v1::MemoryService::WithCallbackMethod_ApplyStep<
             v1::MemoryService::WithCallbackMethod_Checkpoint<v1::MemoryService::WithCallbackMethod_Publish<
-                v1::MemoryService::WithCallbackMethod_Prefetch<v1::MemoryService::Service>>>>>>>>>;
+                v1::MemoryService::WithCallbackMethod_Prefetch<v1::MemoryService::WithCallbackMethod_GetAccess<
+                    v1::MemoryService::WithCallbackMethod_SetAccess<v1::MemoryService::Service>>>>>>>>>>>;
 
 class MemoryService final : public MemoryServiceBase {
  public:
@@ -37,6 +38,10 @@ class MemoryService final : public MemoryServiceBase {
                                        v1::CheckpointReply* reply) override;
   grpc::ServerUnaryReactor* Publish(grpc::CallbackServerContext* context, const v1::PublishRequest* request,
                                     v1::PublishReply* reply) override;
+  grpc::ServerUnaryReactor* GetAccess(grpc::CallbackServerContext* context, const v1::GetAccessRequest* request,
+                                      v1::AccessTable* reply) override;
+  grpc::ServerUnaryReactor* SetAccess(grpc::CallbackServerContext* context, const v1::SetAccessRequest* request,
+                                      v1::SetAccessReply* reply) override;
 
  private:
   template <typename Work>

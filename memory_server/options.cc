@@ -22,6 +22,10 @@ void BindOptions(CLI::App& app, MemoryServerOptions* o) {
   app.add_option("--read-version-cache-bytes", o->read_version_cache_bytes, "Bytes of RAM for payloads of published versions");
   app.add_option("--generated-cache-bytes", o->generated_cache_bytes, "Bytes of RAM for payloads of untouched blocks after they were generated");
   app.add_option("--push-budget-bytes", o->push_budget_bytes, "Bytes of gradients held for steps not applied yet; above, pushes are refused");
+  app.add_option("--scrub-bytes-per-second", o->scrub_bytes_per_second,
+                 "Bytes per second of checkpoints and versions that are read in the background to find damage; 0: none");
+  app.add_option("--scrub-interval-s", o->scrub_interval_s, "Seconds from the beginning of one scrub to the next")
+      ->check(CLI::Range(uint64_t{1}, uint64_t{31536000}));
   app.add_option("--keep-checkpoints", o->keep_checkpoints, "Committed checkpoints to keep; older ones are removed at commit")
       ->check(CLI::Range(1, 1000));
   app.add_option("--threads", o->threads, "Threads for the optimizer and for reading blocks; 0: one per core")->check(CLI::Range(0, 1024));
@@ -31,6 +35,10 @@ void BindOptions(CLI::App& app, MemoryServerOptions* o) {
   app.add_option("--tls-certificate", o->tls_certificate, "PEM certificate chain of this server; empty: no TLS");
   app.add_option("--tls-key", o->tls_key, "PEM private key of the certificate");
   app.add_option("--tls-authority", o->tls_authority, "PEM authorities of client certificates; when set, clients must show one");
+  app.add_option("--administrators", o->administrators, "Names (DNS or URI) of client certificates that may administer; empty: everybody")
+      ->delimiter(',');
+  app.add_option("--trainers", o->trainers, "Names of client certificates that may train and checkpoint, beside the administrators; empty: everybody")
+      ->delimiter(',');
   app.add_option("--ready-file", o->ready_file, "File to write {\"listen\", \"admin\"} with the bound addresses into once calls are served");
   app.add_option("--log-level", o->log_level, "trace, debug, info, warn, error or off")
       ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}));
@@ -46,6 +54,9 @@ absl::Status Validate(const MemoryServerOptions& options) {
   if (!options.tls_authority.empty() && options.tls_certificate.empty()) {
     return InvalidArgument("--tls-authority {} without --tls-certificate and --tls-key; without TLS no client shows a certificate",
                            options.tls_authority);
+  }
+  if (options.tls_authority.empty() && !(options.administrators.empty() && options.trainers.empty())) {
+    return InvalidArgument("--administrators and --trainers name client certificates, but without --tls-authority no client shows one");
   }
   return absl::OkStatus();
 }

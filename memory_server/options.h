@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 
@@ -26,11 +27,14 @@ struct MemoryServerOptions {
   uint64_t read_version_cache_bytes = 1ull << 30;
   uint64_t generated_cache_bytes = 256ull << 20;
   uint64_t push_budget_bytes = 8ull << 30;
+  uint64_t scrub_bytes_per_second = 16ull << 20;
+  uint64_t scrub_interval_s = 86400;
   uint32_t keep_checkpoints = 2;
   int threads = 0;
   int max_waiting_calls = 256;
   uint64_t drain_timeout_ms = 10000;
   std::string tls_certificate, tls_key, tls_authority;
+  std::vector<std::string> administrators, trainers;
   std::string ready_file;
   std::string log_level = "info";
 };

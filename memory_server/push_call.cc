@@ -9,7 +9,7 @@
 namespace membank {
 
 PushCall::PushCall(Shard* shard, grpc::CallbackServerContext* context, grpc::ByteBuffer* response)
-    : shard_(shard), context_(context), response_(response) {
+    : shard_(shard), context_(context), response_(response), caller_(CallerOf(*context)) {
   StartRead(&message_);
 }
 
@@ -38,6 +38,7 @@ absl::Status PushCall::Receive(const grpc::ByteBuffer& message) {
 
 absl::Status PushCall::BeginPush(const std::string& bytes) {
   if (push_) return InvalidArgument("a second push header came; one stream is one push");
+  RETURN_IF_ERROR(shard_->access().CheckCall(caller_, "PushGradients"));
   if (!header_.ParseFromString(bytes)) return InvalidArgument("the push header is no PushHeader message");
   if (!header_.spec_hash().empty() && header_.spec_hash() != shard_->spec_hash()) {
     return FailedPrecondition("the push is for a bank with spec hash {}, this server holds {}", header_.spec_hash(), shard_->spec_hash());
@@ -61,6 +62,7 @@ absl::Status PushCall::BeginBlock(const std::string& bytes) {
   if (!dtype.ok()) return Annotate(dtype.status(), "block " + ToString(id_));
   dtype_ = *dtype;
   RETURN_IF_ERROR(WithWrongSlot(*shard_, id_, push_->CheckBlock(id_, dtype_, block.total_bytes())));
+  RETURN_IF_ERROR(shard_->access().CheckPush(*shard_->access().table(), caller_, id_));
   buffer_ = Buffer(block.total_bytes());
   copy_ = CheckedCopy(buffer_.span());
   expected_crc_ = block.crc32c();

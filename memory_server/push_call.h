@@ -8,6 +8,7 @@
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/server_callback.h"
 #include "membank/v1/memory.pb.h"
+#include "memory_server/caller.h"
 #include "memory_server/rpc_metrics.h"
 #include "memory_server/shard.h"
 
@@ -33,6 +34,7 @@ class PushCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   Shard* const shard_;
   grpc::CallbackServerContext* const context_;
   grpc::ByteBuffer* const response_;
+  const Caller caller_;
   const RpcTimer timer_{"PushGradients"};
   grpc::ByteBuffer message_;
 

@@ -85,6 +85,7 @@ absl::StatusOr<std::unique_ptr<Shard>> Shard::Open(const BankSpec& spec, const S
   std::unique_ptr<Shard> shard(new Shard(spec, slot_map, options, server_index));
   ASSIGN_OR_RETURN(shard->directory_lock_, DirectoryLock::Acquire(options.data_directory));
   RETURN_IF_ERROR(CheckIdentity(options.data_directory, spec, options.server_id));
+  ASSIGN_OR_RETURN(shard->access_, AccessControl::Open(options.data_directory, spec.fan_out, spec.depth(), options.access));
   ASSIGN_OR_RETURN(shard->checkpoints_,
                    CheckpointStore::Open(options.data_directory, shard->spec_hash_, options.open_store, options.keep_checkpoints));
 

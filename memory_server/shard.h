@@ -30,6 +30,7 @@
 #include "common/bank/training.h"
 #include "common/base/buffer.h"
 #include "common/base/thread_pool.h"
+#include "memory_server/access.h"
 #include "memory_server/block_store.h"
 #include "memory_server/block_table.h"
 #include "memory_server/buffer_pool.h"
@@ -53,6 +54,7 @@ struct ShardOptions {
   uint64_t min_free_bytes = 256ull << 20;           // of the data directory's file system; below it pushes and checkpoints are refused
   uint32_t keep_checkpoints = 2;                    // committed ones; older ones are removed at commit
   int optimizer_threads = 0;                        // 0: one per core
+  AccessOptions access;                             // who may train and administer
 };
 
 struct BlockRead {
@@ -60,6 +62,7 @@ struct BlockRead {
   uint32_t crc32c = 0;       // of the payload, computed when it was written
   SharedBuffer payload;      // null when unchanged; borrowed slices stay valid as long as this pointer lives
   bool unchanged = false;
+  bool blocked = false;      // set by the call: the receiver computes with zeros
 };
 
 enum class PushOutcome {
@@ -92,7 +95,7 @@ class GradientPush {
   PushOutcome outcome() const { return outcome_; }
 
   // Call before memory for a block is allocated: block in the spec, owned here, not pushed yet, dtype F32 or BF16, exact size, budget.
-  absl::Status CheckBlock(BlockId id, DType dtype, uint64_t bytes) const;
+  absl::Status CheckBlock(BlockId id, DType dtype, uint64_t bytes);
   // Checks like CheckBlock and refuses NaN and Inf, naming the element. After an error the whole push is dead: Finish repeats it.
   absl::Status AddBlock(BlockId id, DType dtype, Buffer bytes);
   // Makes the push count, as a whole.
@@ -102,6 +105,7 @@ class GradientPush {
   friend class Shard;
   GradientPush(Shard* shard, StepId step, uint32_t rank, PushOutcome outcome)
       : shard_(shard), step_(std::move(step)), rank_(rank), outcome_(outcome) {}
+  absl::Status Reserve(BlockId id, uint64_t bytes);
   absl::Status Add(BlockId id, DType dtype, Buffer bytes);
 
   Shard* const shard_;
@@ -111,6 +115,7 @@ class GradientPush {
   absl::Status error_;
   RankGradients gradients_;
   uint64_t reserved_bytes_ = 0;
+  BlockId reserved_for_;  // the block on its way
 };
 
 class Shard {
@@ -126,6 +131,8 @@ class Shard {
   const std::string& spec_hash() const { return spec_hash_; }
   const SlotMap& slot_map() const { return slot_map_; }
   const std::string& server_id() const { return options_.server_id; }
+  AccessControl& access() const { return *access_; }
+  const CheckpointStore& checkpoints() const { return *checkpoints_; }
   ShardStatus Status() const ABSL_LOCKS_EXCLUDED(run_mu_);
 
   // Wakes every waiting call with UNAVAILABLE and refuses new pushes, steps and checkpoints; reads go on.
@@ -187,7 +194,7 @@ class Shard {
   absl::Status CheckRun(const StepId& step) const ABSL_SHARED_LOCKS_REQUIRED(run_mu_);
   absl::StatusOr<PushOutcome> JudgePush(const StepId& step, uint32_t rank) const ABSL_SHARED_LOCKS_REQUIRED(run_mu_);
   absl::StatusOr<PushOutcome> FinishPush(GradientPush* push) ABSL_LOCKS_EXCLUDED(run_mu_);
-  absl::Status CheckPushBudget(uint64_t bytes) const ABSL_LOCKS_EXCLUDED(run_mu_);
+  absl::Status ReservePushBytes(uint64_t bytes) ABSL_LOCKS_EXCLUDED(run_mu_);
   void AddPushedBytes(int64_t bytes) ABSL_LOCKS_EXCLUDED(run_mu_);
   void DropPending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(run_mu_);
   absl::Status WaitForRanks(const StepId& step, absl::Time deadline) ABSL_LOCKS_EXCLUDED(run_mu_);
@@ -205,6 +212,7 @@ class Shard {
   const ShardOptions options_;
   const size_t server_index_;
   std::unique_ptr<DirectoryLock> directory_lock_;
+  std::unique_ptr<AccessControl> access_;      // thread-safe; asked by the calls, not by the shard
   const std::shared_ptr<BufferPool> buffers_;  // thread-safe
   PayloadCache generated_;                     // thread-safe: untouched blocks
   PayloadCache version_payloads_;              // thread-safe: blocks of published versions

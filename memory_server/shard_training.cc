@@ -162,9 +162,12 @@ absl::StatusOr<PushOutcome> Shard::FinishPush(GradientPush* push) {
   return PushOutcome::kAccepted;
 }
 
-absl::Status Shard::CheckPushBudget(uint64_t bytes) const {
+absl::Status Shard::ReservePushBytes(uint64_t bytes) {
   absl::MutexLock lock(&run_mu_);
-  if (pushed_bytes_ + bytes <= options_.push_budget_bytes) return absl::OkStatus();
+  if (pushed_bytes_ + bytes <= options_.push_budget_bytes) {
+    pushed_bytes_ += bytes;
+    return absl::OkStatus();
+  }
   return ResourceExhausted("{} bytes of gradients are held on server \"{}\", {} more would exceed its budget of {}; push again later",
                            pushed_bytes_, options_.server_id, bytes, options_.push_budget_bytes);
 }
@@ -178,7 +181,7 @@ GradientPush::~GradientPush() {
   if (reserved_bytes_ > 0) shard_->AddPushedBytes(-static_cast<int64_t>(reserved_bytes_));
 }
 
-absl::Status GradientPush::CheckBlock(BlockId id, DType dtype, uint64_t bytes) const {
+absl::Status GradientPush::CheckBlock(BlockId id, DType dtype, uint64_t bytes) {
   RETURN_IF_ERROR(shard_->CheckBlock(id));
   if (dtype != DType::kF32 && dtype != DType::kBF16)
     return InvalidArgument("gradient of block {} has dtype {}, allowed F32, BF16", ToString(id), DTypeName(dtype));
@@ -187,7 +190,16 @@ absl::Status GradientPush::CheckBlock(BlockId id, DType dtype, uint64_t bytes) c
     return InvalidArgument("gradient of block {} has {} bytes, must have {} ({} {} elements)", ToString(id), bytes, expected,
                            shard_->spec().BlockElements(id.level), DTypeName(dtype));
   if (gradients_.contains(id)) return InvalidArgument("block {} is twice in the push of rank {}", ToString(id), rank_);
-  return shard_->CheckPushBudget(bytes);
+  return Reserve(id, bytes);
+}
+
+// When a block is announced, not when it is complete: streams that stall in the middle of a block count, too.
+absl::Status GradientPush::Reserve(BlockId id, uint64_t bytes) {
+  if (reserved_for_ == id) return absl::OkStatus();
+  RETURN_IF_ERROR(shard_->ReservePushBytes(bytes));
+  reserved_bytes_ += bytes;
+  reserved_for_ = id;
+  return absl::OkStatus();
 }
 
 absl::Status GradientPush::AddBlock(BlockId id, DType dtype, Buffer bytes) {
@@ -201,8 +213,6 @@ absl::Status GradientPush::Add(BlockId id, DType dtype, Buffer bytes) {
   const absl::Status finite = CheckFinite(dtype, bytes.span());
   if (!finite.ok())
     return Annotate(finite, fmt::format("block {} pushed by rank {} for step {}", ToString(id), rank_, step_.step));
-  shard_->AddPushedBytes(static_cast<int64_t>(bytes.size()));
-  reserved_bytes_ += bytes.size();
   gradients_.emplace(id, Gradient{dtype, std::move(bytes)});
   return absl::OkStatus();
 }

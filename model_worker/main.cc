@@ -5,11 +5,13 @@
 #include "common/base/log.h"
 #include "common/base/malloc_tuning.h"
 #include "common/base/status_macros.h"
+#include "common/client/access_client.h"
 #include "common/client/memory_client.h"
 #include "common/config/config.h"
 #include "common/rpc/admin_server.h"
 #include "common/rpc/server.h"
 #include "common/rpc/service_process.h"
+#include "model_worker/memory/access_watch.h"
 #include "model_worker/options.h"
 #include "model_worker/serve/engine.h"
 #include "model_worker/worker_service.h"
@@ -17,16 +19,28 @@
 namespace membank {
 namespace {
 
-// Null without memory.
-absl::StatusOr<std::unique_ptr<MemoryClient>> ConnectMemory(const WorkerOptions& options) {
-  if (options.no_memory) return std::unique_ptr<MemoryClient>();
+MemoryClientOptions ToMemoryOptions(const WorkerOptions& options) {
   MemoryClientOptions client;
   client.slot_map_path = options.slot_map;
   client.servers = options.memory_servers;
   client.tls_certificate = options.tls_certificate;
   client.tls_key = options.tls_key;
   client.tls_authority = options.tls_authority;
-  return MemoryClient::Connect(client);
+  return client;
+}
+
+// Null without memory.
+absl::StatusOr<std::unique_ptr<MemoryClient>> ConnectMemory(const WorkerOptions& options) {
+  if (options.no_memory) return std::unique_ptr<MemoryClient>();
+  return MemoryClient::Connect(ToMemoryOptions(options));
+}
+
+// Null without memory.
+absl::StatusOr<std::unique_ptr<AccessWatch>> WatchAccess(const WorkerOptions& options, const MemoryClient* memory) {
+  if (memory == nullptr) return std::unique_ptr<AccessWatch>();
+  ASSIGN_OR_RETURN(std::shared_ptr<AccessClient> client, AccessClient::Create(ToMemoryOptions(options)));
+  return std::make_unique<AccessWatch>([client](std::chrono::milliseconds timeout) { return client->Read(timeout); }, memory->spec().fan_out,
+                                       absl::Milliseconds(options.block_lease_ms));
 }
 
 absl::StatusOr<std::string> BankVersion(const WorkerOptions& options, MemoryClient* memory) {
@@ -35,7 +49,7 @@ absl::StatusOr<std::string> BankVersion(const WorkerOptions& options, MemoryClie
   return ChooseBankVersion(options.bank_version, status.versions);
 }
 
-EngineOptions ToEngineOptions(const WorkerOptions& options, std::string bank_version) {
+EngineOptions ToEngineOptions(const WorkerOptions& options, std::string bank_version, const AccessWatch* access) {
   EngineOptions engine;
   engine.context = options.context;
   engine.max_running = options.max_running;
@@ -45,6 +59,7 @@ EngineOptions ToEngineOptions(const WorkerOptions& options, std::string bank_ver
   engine.threads = options.threads;
   engine.bank_version = std::move(bank_version);
   engine.block_cache_bytes = options.block_cache_bytes;
+  engine.access = access;
   return engine;
 }
 
@@ -64,9 +79,10 @@ absl::Status Run(const WorkerOptions& options) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, LoadTokenizer(options.tokenizer.empty() ? options.anchor : options.tokenizer));
   ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> memory, ConnectMemory(options));
   ASSIGN_OR_RETURN(const std::string version, BankVersion(options, memory.get()));
+  ASSIGN_OR_RETURN(const std::unique_ptr<AccessWatch> access, WatchAccess(options, memory.get()));
   const DType dtype = options.dtype == "bf16" ? DType::kBF16 : DType::kF32;
   ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
-                   LoadEngine(options.anchor, dtype, memory.get(), tokenizer.get(), ToEngineOptions(options, version)));
+                   LoadEngine(options.anchor, dtype, memory.get(), tokenizer.get(), ToEngineOptions(options, version, access.get())));
 
   WorkerService service(engine.get(), tokenizer.get(), ModelName(options));
   RpcServerOptions rpc;

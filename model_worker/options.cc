@@ -58,6 +58,9 @@ void BindOptions(CLI::App& app, WorkerOptions* o) {
   app.add_option("--kv-cache-tokens", o->kv_cache_tokens, "Tokens of KV cache of all running sequences together")
       ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 32));
   app.add_option("--block-cache-bytes", o->block_cache_bytes, "Bytes of RAM for blocks that no running sequence uses");
+  app.add_option("--block-lease-ms", o->block_lease_ms,
+                 "Milliseconds that cached blocks may be used without news from the memory servers about what is blocked; a fifth of it between looks")
+      ->check(CLI::Range(500u, 3600000u));
   app.add_option("--memory-quota-bytes", o->memory_quota_bytes, "Bytes of transport buffers of all calls together; above, reading pauses")
       ->check(CLI::Range(uint64_t{16} << 20, uint64_t{1} << 46));
   app.add_option("--drain-timeout-ms", o->drain_timeout_ms, "Milliseconds that running answers get to end when the worker stops");

@@ -32,6 +32,7 @@ struct WorkerOptions {
   uint64_t max_queued_tokens = 262144;
   uint64_t kv_cache_tokens = 65536;
   uint64_t block_cache_bytes = 2ull << 30;
+  uint32_t block_lease_ms = 5000;
   uint64_t memory_quota_bytes = 256ull << 20;
   uint64_t drain_timeout_ms = 10000;
   std::string tls_certificate, tls_key, tls_authority;

@@ -1,5 +1,7 @@
 #include "common/client/block_streams.h"
 
+#include <algorithm>
+
 #include "absl/synchronization/mutex.h"
 #include "common/base/crc32c.h"
 #include "common/base/status_macros.h"
@@ -55,6 +57,12 @@ class FetchReceiver {
     if (id != block.id) return DataLoss("block {} came where block {} was due", ToString(id), ToString(block.id));
     block.version = header_.version();
     block.unchanged = header_.unchanged();
+    block.blocked = header_.blocked();
+    if (block.blocked) {
+      std::fill(block.destination.begin(), block.destination.end(), uint8_t{0});
+      task_->done = true;
+      return absl::OkStatus();
+    }
     if (block.unchanged) {
       if (block.newer_than < 0) return DataLoss("block {} came as unchanged, which was not asked for", Current());
       task_->done = true;

@@ -220,6 +220,7 @@ absl::Status RpcMemoryClient::Fetch(absl::Span<BlockFetch> blocks, const FetchOp
     RETURN_IF_ERROR(CheckBlock(block.id, block.destination.size(), spec_.Contains(block.id) ? spec_.BlockBytes(block.id.level) : 0));
     block.version = 0;
     block.unchanged = false;
+    block.blocked = false;
     tasks.push_back({&block});
   }
   v1::FetchBlocksRequest common;
@@ -287,7 +288,7 @@ absl::Status RpcMemoryClient::FetchPart(const MemoryPeer& peer, size_t channel, 
   }
   for (const FetchTask* task : tasks) {
     ++(task->block->unchanged ? unchanged_blocks_ : fetched_blocks_);
-    if (!task->block->unchanged) fetched_bytes_ += task->block->destination.size();
+    if (!task->block->unchanged && !task->block->blocked) fetched_bytes_ += task->block->destination.size();
   }
   return absl::OkStatus();
 }

@@ -26,6 +26,7 @@ struct BlockFetch {
   // out
   uint64_t version = 0;
   bool unchanged = false;
+  bool blocked = false;                    // the servers do not serve the block: the destination was filled with zeros
 };
 
 struct FetchOptions {

@@ -43,10 +43,10 @@ std::string AddressWithPort(const std::string& listen, int port) {
 
 absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const RpcServerOptions& options, const std::vector<grpc::Service*>& services) {
   EnablePlugins();
-  ASSIGN_OR_RETURN(std::shared_ptr<grpc::ServerCredentials> credentials, ServerCredentials(options.tls));
   std::unique_ptr<RpcServer> server(new RpcServer);
+  ASSIGN_OR_RETURN(server->credentials_, ServerCredentials(options.tls));
   grpc::ServerBuilder builder;
-  builder.AddListeningPort(options.listen, credentials, &server->port_);
+  builder.AddListeningPort(options.listen, server->credentials_, &server->port_);
   SetLimits(options, builder);
   for (grpc::Service* service : services) builder.RegisterService(service);
   server->server_ = builder.BuildAndStart();

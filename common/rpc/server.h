@@ -19,7 +19,7 @@ struct RpcServerOptions {
   uint64_t memory_quota_bytes = 1ull << 30;    // of transport buffers of all calls together
   int max_receive_bytes = 8 << 20;             // of one message; larger ones are RESOURCE_EXHAUSTED
   int max_streams_per_connection = 256;        // concurrent calls of one client connection; more wait
-  std::chrono::milliseconds handshake_timeout{10000};
+  std::chrono::milliseconds handshake_timeout{5000};
   TlsFiles tls;
 };
 
@@ -41,6 +41,7 @@ class RpcServer {
 
  private:
   RpcServer() = default;
+  std::shared_ptr<grpc::ServerCredentials> credentials_;  // outlives the server, which asks it at every handshake
   std::unique_ptr<grpc::Server> server_;
   std::string address_;
   int port_ = 0;

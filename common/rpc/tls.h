@@ -19,7 +19,8 @@ struct TlsFiles {
   bool any() const { return !certificate.empty() || !key.empty() || !authority.empty(); }
 };
 
-// Plain text when `files` names nothing. INVALID_ARGUMENT: a file is missing from the set, is no PEM, or the key is another one's.
+// Plain text when `files` names nothing. Errors: LoadTlsMaterial's (tls_material.h). A server's credentials follow their files (tls_reload.h)
+// and must live as long as the server; a client's are as they were when it was made.
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> ServerCredentials(const TlsFiles& files);
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> ClientCredentials(const TlsFiles& files);
 

@@ -87,4 +87,30 @@ absl::StatusOr<BankSpec> FromProto(const v1::BankSpec& spec) {
   return out;
 }
 
+TreePrefix FromProto(const v1::TreePrefix& prefix) { return {prefix.level(), prefix.cluster()}; }
+
+void ToProto(const AccessTable& table, v1::AccessTable* out) {
+  out->set_epoch(table.epoch);
+  for (const auto& [prefix, rule] : table.rules) {
+    v1::AccessRule* to = out->add_rules();
+    to->mutable_prefix()->set_level(prefix.level);
+    to->mutable_prefix()->set_cluster(prefix.cluster);
+    to->set_owner(rule.owner);
+    for (const std::string& reader : rule.readers) to->add_readers(reader);
+    to->set_blocked(rule.blocked);
+  }
+}
+
+absl::StatusOr<AccessTable> FromProto(const v1::AccessTable& table) {
+  AccessTable out;
+  out.epoch = table.epoch();
+  for (const v1::AccessRule& from : table.rules()) {
+    AccessRule rule{from.owner(), {from.readers().begin(), from.readers().end()}, from.blocked()};
+    if (!out.rules.emplace(FromProto(from.prefix()), std::move(rule)).second) {
+      return InvalidArgument("the access table has two rules for prefix {}/{}", from.prefix().level(), from.prefix().cluster());
+    }
+  }
+  return out;
+}
+
 }  // namespace membank

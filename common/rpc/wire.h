@@ -2,7 +2,9 @@
 #pragma once
 
 #include "absl/status/statusor.h"
+#include "common/bank/access_table.h"
 #include "common/bank/bank_spec.h"
+#include "membank/v1/memory.pb.h"
 #include "membank/v1/types.pb.h"
 
 namespace membank {
@@ -26,5 +28,9 @@ absl::StatusOr<DType> FromProto(v1::DType dtype);
 
 void ToProto(const BankSpec& spec, v1::BankSpec* out);
 absl::StatusOr<BankSpec> FromProto(const v1::BankSpec& spec);  // validated
+
+void ToProto(const AccessTable& table, v1::AccessTable* out);
+absl::StatusOr<AccessTable> FromProto(const v1::AccessTable& table);  // not yet validated against a bank
+TreePrefix FromProto(const v1::TreePrefix& prefix);
 
 }  // namespace membank

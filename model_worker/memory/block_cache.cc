@@ -46,7 +46,7 @@ void BlockCache::Prepare(Request& request) const {
   const BankSpec& spec = client_->spec();
   const torch::Dtype bank_dtype = TorchDtype(spec.dtype);
   torch::Tensor destination;
-  if (request.current != nullptr) request.fetch.newer_than = static_cast<int64_t>(request.current->version);
+  if (request.current != nullptr && !request.current->blocked) request.fetch.newer_than = static_cast<int64_t>(request.current->version);
   if (request.current != nullptr && request.current.use_count() == 1 && options_.dtype == bank_dtype) {
     destination = request.current->values;
   } else {
@@ -82,6 +82,7 @@ absl::Status BlockCache::Fetch(std::vector<Request>& requests, uint64_t min_step
       request.current->values = request.fresh.to(options_.dtype);  // the same tensor when the dtypes agree
     }
     request.current->version = fetches[i].version;
+    request.current->blocked = fetches[i].blocked;
   }
   return absl::OkStatus();
 }

@@ -24,6 +24,7 @@ namespace membank {
 struct ResidentBlock {
   BlockId id;
   uint64_t version = 0;
+  bool blocked = false;  // the servers do not serve it: zeros
   torch::Tensor values;  // flat [BlockElements(level)], layout of common/bank/block_layout.h
 };
 using BlockHandle = std::shared_ptr<const ResidentBlock>;

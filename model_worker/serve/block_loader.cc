@@ -31,7 +31,6 @@ void BlockLoader::Load(const std::vector<BlockId>& ids, Done done) {
   auto request = std::make_shared<Request>();
   request->handles.resize(ids.size());
   std::vector<std::pair<BlockId, BlockHandle>> to_fetch;
-  const bool fixed = !options_.bank_version.empty();
   bool resident = false;
   {
     absl::MutexLock lock(&mu_);
@@ -40,7 +39,7 @@ void BlockLoader::Load(const std::vector<BlockId>& ids, Done done) {
       Entry& entry = it->second;
       if (added) entry.used = recency_.insert(recency_.begin(), ids[i]);
       recency_.splice(recency_.begin(), recency_, entry.used);
-      if (entry.block != nullptr && fixed) {
+      if (MayUse(entry)) {
         request->handles[i] = entry.block;
         Hits().Increment();
         continue;
@@ -60,7 +59,15 @@ void BlockLoader::Load(const std::vector<BlockId>& ids, Done done) {
   }
 }
 
+// May a sequence start with what is resident, without asking the servers?
+bool BlockLoader::MayUse(const Entry& entry) const {
+  if (entry.block == nullptr || options_.bank_version.empty()) return false;
+  if (options_.access == nullptr) return true;
+  return !entry.block->blocked && entry.access_epoch == options_.access->epoch() && options_.access->CheckLease().ok();
+}
+
 void BlockLoader::Fetch(BlockId id, BlockHandle current) {
+  const uint64_t access_epoch = options_.access == nullptr ? 0 : options_.access->epoch();
   absl::StatusOr<BlockHandle> fetched = FetchOne(id, current);
   current.reset();
   std::vector<std::shared_ptr<Request>> complete;
@@ -69,6 +76,7 @@ void BlockLoader::Fetch(BlockId id, BlockHandle current) {
     auto it = entries_.find(id);
     Entry& entry = it->second;
     entry.loading = false;
+    if (fetched.ok()) entry.access_epoch = access_epoch;
     for (const Waiter& waiter : std::exchange(entry.waiters, {})) {
       if (fetched.ok()) {
         waiter.request->handles[waiter.index] = *fetched;
@@ -105,7 +113,7 @@ absl::StatusOr<BlockHandle> BlockLoader::FetchOne(BlockId id, const BlockHandle&
   BlockFetch fetch;
   fetch.id = id;
   fetch.destination = {static_cast<uint8_t*>(payload.data_ptr()), static_cast<size_t>(payload.nbytes())};
-  if (current != nullptr) fetch.newer_than = static_cast<int64_t>(current->version);
+  if (current != nullptr && !current->blocked) fetch.newer_than = static_cast<int64_t>(current->version);
   FetchOptions fetch_options;
   fetch_options.bank_version = options_.bank_version;
   fetch_options.timeout = absl::ToChronoMilliseconds(options_.timeout);
@@ -119,6 +127,7 @@ absl::StatusOr<BlockHandle> BlockLoader::FetchOne(BlockId id, const BlockHandle&
   }
   Misses().Increment();
   block->version = fetch.version;
+  block->blocked = fetch.blocked;
   block->values = payload.to(options_.dtype);  // the same tensor when the dtypes agree
   return BlockHandle(std::move(block));
 }

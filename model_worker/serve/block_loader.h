@@ -1,7 +1,8 @@
 // Blocks for serving: loads them from the memory servers on its own threads, so that sequences whose blocks are there go on meanwhile; keeps
 // them in the model's dtype, least recently used first out. One fetch per block however many sequences wait for it, and each block fails
 // alone. A published bank version never changes, so a resident block costs nothing; of the live head the servers are asked each time, and an
-// unchanged block costs a header. A handle pins its block: its values never change, and it is not dropped.
+// unchanged block costs a header. With an access watch, what was fetched before the access table changed, or is there when the watch's lease is
+// over, is asked for again, too. A handle pins its block: its values never change, and it is not dropped.
 // Owned by the engine; any thread. Errors are the client's, with the block named.
 #pragma once
 
@@ -17,6 +18,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "common/base/thread_pool.h"
+#include "model_worker/memory/access_watch.h"
 #include "model_worker/memory/block_cache.h"
 
 namespace membank {
@@ -27,6 +29,7 @@ struct BlockLoaderOptions {
   uint64_t capacity_bytes = 2ull << 30;   // unpinned blocks go beyond it
   int threads = 4;                        // fetches at once
   absl::Duration timeout = absl::Seconds(30);
+  const AccessWatch* access = nullptr;    // outlives the loader; null: resident blocks of a version are used for ever
 };
 
 class BlockLoader {
@@ -55,12 +58,14 @@ class BlockLoader {
   struct Entry {
     BlockHandle block;                    // what is resident, if anything
     bool loading = false;
+    uint64_t access_epoch = 0;            // at which the block was asked for
     std::vector<Waiter> waiters;
     std::list<BlockId>::iterator used;    // in recency_
   };
 
   void Fetch(BlockId id, BlockHandle current) ABSL_LOCKS_EXCLUDED(mu_);
   absl::StatusOr<BlockHandle> FetchOne(BlockId id, const BlockHandle& current) const;
+  bool MayUse(const Entry& entry) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Evict() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   MemoryClient* const client_;

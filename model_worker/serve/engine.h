@@ -19,6 +19,8 @@
 
 namespace membank {
 
+class AccessWatch;
+
 struct SamplingParameters {
   uint32_t max_tokens = 16;            // 0 = only read the prompt
   float temperature = 0;               // 0 = greedy, up to 100
@@ -103,6 +105,7 @@ struct EngineOptions {
   uint64_t block_cache_bytes = 2ull << 30;  // blocks that no sequence uses are dropped beyond it
   uint32_t fetch_threads = 4;          // blocks fetched at once
   absl::Duration fetch_timeout = absl::Seconds(30);
+  const AccessWatch* access = nullptr; // what is blocked; outlives the engine. Null: cached blocks are used for ever
 };
 
 struct EngineStatus {

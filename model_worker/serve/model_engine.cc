@@ -61,6 +61,7 @@ absl::StatusOr<std::unique_ptr<Engine>> ModelEngine::Create(std::unique_ptr<Tran
     loader.capacity_bytes = options.block_cache_bytes;
     loader.threads = static_cast<int>(options.fetch_threads);
     loader.timeout = options.fetch_timeout;
+    loader.access = options.access;
     engine->loader_ = std::make_unique<BlockLoader>(client, loader);
   }
   engine->thread_ = std::thread([raw = engine.get()] { raw->Run(); });
@@ -301,8 +302,22 @@ bool ModelEngine::ReadMail() {
     }
   };
   for (SequencePtr& sequence : waiting_) end_if_due(*sequence);
-  for (SequencePtr& sequence : running_) end_if_due(*sequence);
+  for (SequencePtr& sequence : running_) {
+    end_if_due(*sequence);
+    if (const absl::Status allowed = CheckBlocks(*sequence); !allowed.ok()) sequence->End(FinishReason::kCancelled, allowed);
+  }
   return !stopping;
+}
+
+// What a sequence computed with may have been blocked since.
+absl::Status ModelEngine::CheckBlocks(const Sequence& sequence) const {
+  if (options_.access == nullptr || sequence.blocks.empty()) return absl::OkStatus();
+  for (const BlockHandle& block : sequence.blocks) {
+    if (!block->blocked && options_.access->IsBlocked(block->id)) {
+      return Aborted("block {} was blocked while the answer was made with it; ask again", ToString(block->id));
+    }
+  }
+  return options_.access->CheckLease();
 }
 
 // Nothing runs, and of the sequences that may be admitted next all wait for their blocks.

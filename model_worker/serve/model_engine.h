@@ -51,6 +51,7 @@ class ModelEngine final : public Engine {
   // The engine's thread.
   void Run();
   bool ReadMail();             // false: stop
+  absl::Status CheckBlocks(const Sequence& sequence) const;
   void TakeOutEnded();
   void StartLoads();
   void Admit();

@@ -139,12 +139,22 @@ def check_json(root, sources):
                 yield f"{path}:{number}: parses JSON without a bound on its depth; use ParseJson of common/base/json.h"
 
 
+def check_call_roles(root):
+    """Who may make a call of the memory service is decided in one table; a new call needs its row."""
+    proto, roles = root / "proto/membank/v1/memory.proto", root / "memory_server/access.cc"
+    rows = roles.read_text() if roles.exists() else ""
+    for number, line in enumerate(proto.read_text().splitlines() if proto.exists() else [], 1):
+        match = re.match(r"^\s*rpc (\w+)", line)
+        if match and f'{{"{match.group(1)}", CallRole::' not in rows:
+            yield f"proto/membank/v1/memory.proto:{number}: {match.group(1)} has no row in kRoles of memory_server/access.cc"
+
+
 def main():
     root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parents[2]).resolve()
     tops = ("common", "memory_server", "router", "model_worker", "cli")
     sources = sorted(str(path.relative_to(root)) for top in tops for path in (root / top).rglob("*") if path.suffix in CODE)
     problems = [*check_includes(root, sources), *check_tests_are_built(root), *check_readme_map(root), *check_protos(root),
-                *check_stand_ins(root, sources), *check_json(root, sources)]
+                *check_stand_ins(root, sources), *check_json(root, sources), *check_call_roles(root)]
     print("\n".join(problems))
     print(f"house: {len(sources)} sources, {len(problems)} violations")
     return 1 if problems else 0

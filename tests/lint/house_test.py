@@ -18,6 +18,7 @@ CASES = {  # file -> (contents, what the lint must say)
     "proto/membank/v1/g.proto": ("// A thing.\nmessage Thing {\n  int32 naked = 1;\n}\n", "no comment: int32 naked = 1;"),
     "common/base/h.cc": ("// TODO later\n", "stand-in code"),
     "common/base/i.cc": ("auto x = nlohmann::json::parse(text);\n", "without a bound on its depth"),
+    "proto/membank/v1/memory.proto": ("// S.\nservice S {\n  // Open to all?\n  rpc Open(A) returns (B);\n}\n", "Open has no row in kRoles"),
 }
 
 

@@ -1,10 +1,6 @@
 // The server builder, TLS files and the admin port.
 #include "common/rpc/server.h"
 
-#include <openssl/pem.h>
-#include <openssl/rsa.h>
-#include <openssl/x509.h>
-
 #include <thread>
 
 #include "common/base/file.h"
@@ -16,6 +12,7 @@
 #include "gtest/gtest.h"
 #include "httplib.h"
 #include "membank/v1/memory.grpc.pb.h"
+#include "tests/testing/certificates.h"
 
 namespace membank {
 namespace {
@@ -88,54 +85,20 @@ TEST(RpcServer, ShutdownLetsARunningCallEnd) {
   EXPECT_TRUE(status.ok()) << status.error_message();
 }
 
-// A self-signed certificate for localhost and its key, as PEM files.
-TlsFiles MakeCertificate(const std::string& stem) {
-  EVP_PKEY* key = EVP_RSA_gen(2048);
-  X509* certificate = X509_new();
-  ASN1_INTEGER_set(X509_get_serialNumber(certificate), 1);
-  X509_gmtime_adj(X509_getm_notBefore(certificate), -60);
-  X509_gmtime_adj(X509_getm_notAfter(certificate), 3600);
-  X509_set_version(certificate, 2);
-  X509_set_pubkey(certificate, key);
-  X509_NAME* name = X509_get_subject_name(certificate);
-  X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_ASC, reinterpret_cast<const unsigned char*>("localhost"), -1, -1, 0);
-  X509_set_issuer_name(certificate, name);
-  X509_sign(certificate, key, EVP_sha256());
-  const std::string path = testing::TempDir() + "/membank-" + std::to_string(getpid()) + "-" + stem;
-  TlsFiles files{path + ".crt", path + ".key", ""};
-  FILE* out = fopen(files.certificate.c_str(), "w");
-  PEM_write_X509(out, certificate);
-  fclose(out);
-  out = fopen(files.key.c_str(), "w");
-  PEM_write_PrivateKey(out, key, nullptr, nullptr, 0, nullptr, nullptr);
-  fclose(out);
-  X509_free(certificate);
-  EVP_PKEY_free(key);
-  return files;
-}
-
 TEST(Tls, ACallWithTheRightAuthorityWorksAndOthersDoNot) {
-  const TlsFiles pair = MakeCertificate("server"), stranger = MakeCertificate("stranger");
+  testing_support::CertificateAuthority authority(testing::TempDir(), "membank-authority-" + std::to_string(getpid()));
+  testing_support::CertificateAuthority other(testing::TempDir(), "membank-other-" + std::to_string(getpid()));
+  const std::string stem = "membank-" + std::to_string(getpid());
   SlowService service;
   RpcServerOptions options;
   options.listen = "localhost:0";
-  options.tls = {pair.certificate, pair.key, pair.certificate};  // and clients must show a certificate
+  options.tls = authority.Issue(stem + "-server", {"DNS:localhost"});  // and clients must show a certificate
   auto server = RpcServer::Start(options, {&service});
   ASSERT_TRUE(server.ok()) << server.status();
-  EXPECT_TRUE(Call((*server)->address(), {pair.certificate, pair.key, pair.certificate}).ok());
-  EXPECT_EQ(Call((*server)->address(), {"", "", pair.certificate}).error_code(), grpc::StatusCode::UNAVAILABLE);
-  EXPECT_EQ(Call((*server)->address(), {stranger.certificate, stranger.key, stranger.certificate}).error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_TRUE(Call((*server)->address(), authority.Issue(stem + "-client", {"DNS:client"})).ok());
+  EXPECT_EQ(Call((*server)->address(), {"", "", authority.file()}).error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(Call((*server)->address(), other.Issue(stem + "-stranger", {"DNS:client"})).error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_EQ(Call((*server)->address()).error_code(), grpc::StatusCode::UNAVAILABLE);
-}
-
-TEST(Tls, AKeyOfAnotherCertificateIsRefused) {
-  const TlsFiles a = MakeCertificate("a"), b = MakeCertificate("b");
-  const auto mixed = ServerCredentials({a.certificate, b.key, ""});
-  EXPECT_EQ(mixed.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(mixed.status().message()), HasSubstr(b.key));
-  EXPECT_FALSE(ServerCredentials({a.certificate, "", ""}).ok());
-  EXPECT_FALSE(ServerCredentials({a.key, a.key, ""}).ok());
-  EXPECT_FALSE(ClientCredentials({"", "", "/nowhere/ca.pem"}).ok());
 }
 
 TEST(AdminServer, TellsLifeReadinessAndMetrics) {

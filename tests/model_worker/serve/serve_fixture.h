@@ -86,6 +86,8 @@ class FakeMemory final : public MemoryClient {
   void Hold(BlockId id) { absl::MutexLock lock(&mu_); held_.insert(id); }
   void Release() { absl::MutexLock lock(&mu_); held_.clear(); }
   void Fail(BlockId id, absl::Status status) { absl::MutexLock lock(&mu_); failing_[id] = std::move(status); }
+  void Block(BlockId id) { absl::MutexLock lock(&mu_); blocked_.insert(id); }   // served as blocked
+  void Zero(BlockId id) { absl::MutexLock lock(&mu_); zero_.insert(id); }       // served, and all its values are zero
   void SetVersion(uint64_t version) { absl::MutexLock lock(&mu_); version_ = version; }
   int fetches(BlockId id) { absl::MutexLock lock(&mu_); return fetches_[id]; }
   int unchanged() { absl::MutexLock lock(&mu_); return unchanged_; }
@@ -113,6 +115,11 @@ class FakeMemory final : public MemoryClient {
       ++fetches_[block.id];
       if (auto it = failing_.find(block.id); it != failing_.end()) return it->second;
       block.version = version_;
+      block.blocked = blocked_.contains(block.id);
+      if (block.blocked || zero_.contains(block.id)) {
+        std::memset(block.destination.data(), 0, block.destination.size());
+        continue;
+      }
       block.unchanged = block.newer_than >= static_cast<int64_t>(version_);
       if (block.unchanged) {
         ++unchanged_;
@@ -142,7 +149,7 @@ class FakeMemory final : public MemoryClient {
  private:
   const BankSpec spec_;
   absl::Mutex mu_;
-  absl::flat_hash_set<BlockId> held_ ABSL_GUARDED_BY(mu_);
+  absl::flat_hash_set<BlockId> held_ ABSL_GUARDED_BY(mu_), blocked_ ABSL_GUARDED_BY(mu_), zero_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<BlockId, absl::Status> failing_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<BlockId, int> fetches_ ABSL_GUARDED_BY(mu_);
   uint64_t version_ ABSL_GUARDED_BY(mu_) = 1;

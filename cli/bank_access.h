@@ -1,0 +1,10 @@
+// `membank bank owner set|list`, `bank block`, `bank unblock`: who may use which prefix of the tree.
+#pragma once
+
+#include "CLI/CLI.hpp"
+
+namespace membank {
+
+void AddBankAccessCommands(CLI::App* bank);
+
+}  // namespace membank

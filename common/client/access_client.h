@@ -1,0 +1,40 @@
+// Reads and changes the access table of a bank, on all its servers. Plain structs, no gRPC or protobuf here. Calls block; any thread.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "common/bank/access_table.h"
+#include "common/bank/bank_spec.h"
+#include "common/client/memory_client.h"
+
+namespace membank {
+
+struct MemoryTopology;
+
+class AccessClient {
+ public:
+  // Reads slot map and certificates; connects with the first call.
+  static absl::StatusOr<std::unique_ptr<AccessClient>> Create(const MemoryClientOptions& options);
+
+  // The newest table that any server has. A change counts as made only when every server has it, so one answer is enough to know all changes
+  // made; UNAVAILABLE when no server answers in time.
+  absl::StatusOr<AccessTable> Read(std::chrono::milliseconds timeout) const;
+
+  // Reads the tables of all servers, applies `change` to the newest, and sets the result on all. OK: it is in force and durable everywhere. On an
+  // error some servers may have it; the same change again is safe and makes them agree. The new table.
+  absl::StatusOr<AccessTable> Change(const std::function<absl::Status(const BankSpec& spec, AccessTable* table)>& change) const;
+
+  absl::StatusOr<BankSpec> Spec() const;
+
+ private:
+  AccessClient(const MemoryClientOptions& options, std::shared_ptr<const MemoryTopology> topology)
+      : options_(options), topology_(std::move(topology)) {}
+
+  const MemoryClientOptions options_;
+  const std::shared_ptr<const MemoryTopology> topology_;
+};
+
+}  // namespace membank

@@ -1,0 +1,72 @@
+#include "model_worker/memory/access_watch.h"
+
+#include "absl/synchronization/mutex.h"
+#include "common/base/status_macros.h"
+#include "gtest/gtest.h"
+
+namespace membank {
+namespace {
+
+// Servers that answer with a table, or not at all.
+class Servers {
+ public:
+  absl::StatusOr<AccessTable> Read() {
+    absl::MutexLock lock(&mu_);
+    return answer_;
+  }
+  void Answer(absl::StatusOr<AccessTable> answer) {
+    absl::MutexLock lock(&mu_);
+    answer_ = std::move(answer);
+  }
+  AccessWatch::Read reader() {
+    return [this](std::chrono::milliseconds) { return Read(); };
+  }
+
+ private:
+  absl::Mutex mu_;
+  absl::StatusOr<AccessTable> answer_ = AccessTable();
+};
+
+AccessTable Blocking(TreePrefix prefix, uint64_t epoch) {
+  AccessTable table;
+  table.epoch = epoch;
+  table.SetBlocked(prefix, true);
+  return table;
+}
+
+bool Within(absl::Duration time, const std::function<bool()>& reached) {
+  for (const absl::Time end = absl::Now() + time; absl::Now() < end; absl::SleepFor(absl::Milliseconds(2))) {
+    if (reached()) return true;
+  }
+  return reached();
+}
+
+TEST(AccessWatch, LearnsWhatIsBlockedWithinAFifthOfTheLease) {
+  Servers servers;
+  AccessWatch watch(servers.reader(), 4, absl::Seconds(1));
+  EXPECT_EQ(watch.epoch(), 0u);
+  EXPECT_TRUE(watch.CheckLease().ok());
+  EXPECT_FALSE(watch.IsBlocked({2, 5}));
+  servers.Answer(Blocking({1, 1}, 3));
+  EXPECT_TRUE(Within(absl::Milliseconds(600), [&] { return watch.epoch() == 3; }));
+  EXPECT_TRUE(watch.IsBlocked({2, 5}));
+  EXPECT_FALSE(watch.IsBlocked({2, 8}));
+  servers.Answer(AccessTable());  // a server that lags behind does not take it back
+  absl::SleepFor(absl::Milliseconds(500));
+  EXPECT_EQ(watch.epoch(), 3u);
+}
+
+TEST(AccessWatch, TheLeaseEndsWhenNobodyAnswersAndComesBack) {
+  Servers servers;
+  AccessWatch watch(servers.reader(), 4, absl::Milliseconds(250));
+  EXPECT_TRUE(watch.CheckLease().ok());
+  servers.Answer(Unavailable("m0 is away"));
+  EXPECT_TRUE(Within(absl::Seconds(2), [&] { return !watch.CheckLease().ok(); }));
+  EXPECT_EQ(watch.CheckLease().code(), absl::StatusCode::kUnavailable);
+  EXPECT_NE(watch.CheckLease().message().find("m0 is away"), std::string::npos);
+  servers.Answer(AccessTable());
+  EXPECT_TRUE(Within(absl::Seconds(2), [&] { return watch.CheckLease().ok(); }));
+}
+
+}  // namespace
+}  // namespace membank

@@ -1,0 +1,113 @@
+// A blocked prefix (promise P6): caches warm, the answer soon equals, bit for bit, the one with those blocks zeroed; what runs with them ends.
+#include <atomic>
+
+#include "tests/model_worker/serve/serve_fixture.h"
+
+namespace membank::serve_test {
+namespace {
+
+constexpr absl::Duration kLease = absl::Milliseconds(500);
+
+class BlockingTest : public ServeTest {
+ protected:
+  BlockingTest()
+      : watch_([this](std::chrono::milliseconds) -> absl::StatusOr<AccessTable> {
+          if (away_) return Unavailable("no server");
+          AccessTable table;
+          table.epoch = blocked_ ? 2 : 1;
+          if (blocked_) table.SetBlocked({1, 2}, true);
+          return table;
+        }, TinyBank().fan_out, kLease) {}
+
+  void TearDown() override {
+    ServeTest::TearDown();
+    engine_.reset();  // before the watch
+  }
+
+  EngineOptions Watched() {
+    EngineOptions options = Options();
+    options.access = &watch_;
+    return options;
+  }
+
+  // What the memory servers do: the blocks first, then the acknowledgement.
+  void BlockPrefix() {
+    for (uint32_t cluster : {6u, 7u, 8u}) memory_.Block({2, cluster});
+    memory_.Block({1, 2});
+    blocked_ = true;
+  }
+
+  static void ExpectBitEqual(Collector& a, Collector& b) {
+    ASSERT_EQ(a.ids(), b.ids());
+    for (size_t i = 0; i < a.tokens().size(); ++i) EXPECT_EQ(*a.tokens()[i].logprob, *b.tokens()[i].logprob) << i;
+  }
+
+  std::atomic<bool> blocked_{false}, away_{false};
+  AccessWatch watch_;
+};
+
+TEST_F(BlockingTest, AWarmCacheAnswersAsWithZerosAfterTheLease) {
+  Start(Watched());
+  auto before = Submit(Task("a question", Leaf(7)));
+  auto other = Submit(Task("a question", Leaf(1)));
+  ASSERT_TRUE(before->Wait().ok());
+  ASSERT_TRUE(other->Wait().ok());
+  const int fetches = memory_.fetches({2, 7});
+  auto cached = Submit(Task("a question", Leaf(7)));
+  ASSERT_TRUE(cached->Wait().ok());
+  EXPECT_EQ(memory_.fetches({2, 7}), fetches) << "the cache is warm";
+  BlockPrefix();
+  absl::SleepFor(kLease);
+  auto after = Submit(Task("a question", Leaf(7)));
+  auto other_after = Submit(Task("a question", Leaf(1)));
+  ASSERT_TRUE(after->Wait().ok());
+  ASSERT_TRUE(other_after->Wait().ok());
+  ExpectBitEqual(*other, *other_after);
+  EXPECT_NE(*after->tokens()[0].logprob, *before->tokens()[0].logprob);
+
+  engine_.reset();
+  FakeMemory zeroed;
+  zeroed.Zero({1, 2});
+  zeroed.Zero({2, 7});
+  auto reference = ModelEngine::Create(std::make_unique<Transformer>(TinyAnchor(), false), &zeroed, &tokenizer_, Options());
+  ASSERT_TRUE(reference.ok()) << reference.status();
+  auto expected = std::make_shared<Collector>();
+  ASSERT_TRUE((*reference)->Generate(Task("a question", Leaf(7)), expected).ok());
+  ASSERT_TRUE(expected->Wait().ok());
+  ExpectBitEqual(*after, *expected);
+}
+
+TEST_F(BlockingTest, WhatRunsWithABlockedBlockEnds) {
+  Start(Watched());
+  GenerateTask task = Task("go on", Leaf(7));
+  task.sampling.max_tokens = 450;
+  task.sampling.ignore_eos = true;
+  std::vector<std::shared_ptr<Collector>> running;
+  for (int i = 0; i < 16; ++i) running.push_back(Submit(task));
+  for (auto& sink : running) ASSERT_TRUE(sink->WaitForTokens(1));
+  BlockPrefix();
+  for (auto& sink : running) {
+    EXPECT_EQ(sink->Wait().code(), absl::StatusCode::kAborted);
+    EXPECT_NE(sink->Wait().message().find("block 1/2 was blocked"), std::string::npos) << sink->Wait();
+    EXPECT_LT(sink->tokens().size(), 450u);
+  }
+}
+
+TEST_F(BlockingTest, WithoutNewsFromTheServersCachedBlocksAreNotUsed) {
+  Start(Watched());
+  ASSERT_TRUE(Submit(Task("warm", Leaf(7)))->Wait().ok());
+  away_ = true;
+  memory_.Fail({1, 2}, Unavailable("m0 is away"));
+  memory_.Fail({2, 7}, Unavailable("m0 is away"));
+  absl::SleepFor(2 * kLease);
+  EXPECT_EQ(Submit(Task("cached", Leaf(7)))->Wait().code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(Submit(Task("without memory", None()))->Wait().ok());
+  away_ = false;
+  memory_.Fail({1, 2}, absl::OkStatus());
+  memory_.Fail({2, 7}, absl::OkStatus());
+  absl::SleepFor(kLease);
+  EXPECT_TRUE(Submit(Task("back", Leaf(7)))->Wait().ok());
+}
+
+}  // namespace
+}  // namespace membank::serve_test
