@@ -136,10 +136,11 @@ void SwiGluBackward(int64_t rows, int64_t inner, const void* gate_up_, const voi
 }
 
 template <typename T>
-void CrossEntropy(int64_t rows, int64_t vocabulary, void* logits_, const int64_t* targets, float scale, bool gradient, float* losses) {
+void CrossEntropy(int64_t rows, int64_t vocabulary, int64_t stride, void* logits_, const int64_t* targets, float scale, bool gradient,
+                  float* losses) {
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < rows; ++row) {
-    T* logits = static_cast<T*>(logits_) + row * vocabulary;
+    T* logits = static_cast<T*>(logits_) + row * stride;
     const int64_t target = targets[row];
     if (target < 0) {   // -100: not counted
       losses[row] = 0;

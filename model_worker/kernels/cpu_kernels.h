@@ -35,6 +35,26 @@ struct MemoryRows {
   int64_t begin = 0, end = 0;        // rows of x and out
 };
 
+// c [m, n] from a [m, k] b [k, n]; strides are of rows as stored.
+enum class ProductOut : uint8_t { kStore, kAdd, kAddF32 };   // c = ; c += ; c fp32, +=
+enum class ProductLayout : uint8_t {
+  kStraight,     // [k, n]
+  kTransposed,   // [n, k]
+  kPacked,       // what `pack` made of one of these for the same table; strides mean nothing
+};
+struct Product {
+  int64_t m = 0, n = 0, k = 0;
+  const void* a = nullptr;
+  int64_t a_stride = 0;
+  bool a_transposed = false;         // stored [k, m]
+  const void* b = nullptr;
+  int64_t b_stride = 0;
+  ProductLayout b_layout = ProductLayout::kStraight;
+  void* c = nullptr;
+  int64_t c_stride = 0;
+  ProductOut out = ProductOut::kStore;
+};
+
 struct CpuKernels {
   const char* name;
 
@@ -57,8 +77,13 @@ struct CpuKernels {
   void (*linear)(int64_t rows, int64_t out, int64_t in, const void* x, const void* w, void* y);
   void (*memory_ffn)(int64_t width, int64_t d, const void* x, void* out, const std::vector<MemoryRows>& groups);
   // logits [rows, V] become scale * (softmax - one_hot(target)) when `gradient`; losses[row] = -log p(target), 0 where target is -100.
-  void (*cross_entropy)(int64_t rows, int64_t vocabulary, void* logits, const int64_t* targets, float scale, bool gradient, float* losses);
+  void (*cross_entropy)(int64_t rows, int64_t vocabulary, int64_t stride, void* logits, const int64_t* targets, float scale, bool gradient,
+                        float* losses);
   void (*accumulate)(int64_t n, const void* source, float* sum);   // sum += source
+  void (*product)(const Product& product);
+  // Lays out b (and n, k) of `product` once for many products. packed_bytes(n, k) bytes, aligned to 64.
+  void (*pack)(const Product& product, void* packed);
+  int64_t (*packed_bytes)(int64_t n, int64_t k);
 };
 
 enum class KernelType : uint8_t { kF32, kBF16 };

@@ -7,6 +7,7 @@
 #include "model_worker/kernels/cpu_attention_impl.h"
 #include "model_worker/kernels/cpu_elementwise_impl.h"
 #include "model_worker/kernels/cpu_linear_impl.h"
+#include "model_worker/kernels/cpu_product_impl.h"
 
 #define MEMBANK_STRING_INNER_(x) #x
 #define MEMBANK_STRING_(x) MEMBANK_STRING_INNER_(x)
@@ -17,7 +18,7 @@ namespace {
 template <typename T>
 constexpr CpuKernels MakeTable() {
   return {MEMBANK_STRING_(MEMBANK_ISA), RmsNorm<T>, RmsNormBackward<T>, Rope<T>, SwiGlu<T>, SwiGluBackward<T>, Attention<T>,
-          AttentionBackward<T>, LinearFewRows<T>, MemoryFfnRows<T>, CrossEntropy<T>, Accumulate<T>};
+          AttentionBackward<T>, LinearFewRows<T>, MemoryFfnRows<T>, CrossEntropy<T>, Accumulate<T>, MatrixProduct<T>, Pack<T>, PackedBytes<T>};
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "model_worker/kernels/memory_ffn.h"
 
-#include "model_worker/kernels/cpu_kernels.h"
+#include "model_worker/kernels/cpu_tensors.h"
+#include "model_worker/kernels/matmul.h"
 #include "model_worker/kernels/ops.h"
 
 namespace membank {
@@ -27,12 +28,8 @@ torch::Tensor Gather(const torch::Tensor& x, const Rows& rows) {
 
 // out[rows] += a b. One range is accumulated by the product itself.
 void AddProduct(torch::Tensor& out, const Rows& rows, const torch::Tensor& a, const torch::Tensor& b) {
-  if (rows.size() == 1) {
-    torch::Tensor range = out.narrow(0, rows[0].first, rows[0].second - rows[0].first);
-    range.addmm_(a, b);
-    return;
-  }
-  const torch::Tensor product = torch::mm(a, b);
+  if (rows.size() == 1) return AddMatMul(out.narrow(0, rows[0].first, rows[0].second - rows[0].first), a, b);
+  const torch::Tensor product = MatMul(a, b);
   int64_t at = 0;
   for (const auto& [begin, end] : rows) {
     out.narrow(0, begin, end - begin).add_(product.narrow(0, at, end - begin));
@@ -40,16 +37,8 @@ void AddProduct(torch::Tensor& out, const Rows& rows, const torch::Tensor& a, co
   }
 }
 
-void AddWeightGradient(torch::Tensor gradient, const torch::Tensor& dy, const torch::Tensor& x) {   // gradient += dy^T x
-  if (gradient.scalar_type() == x.scalar_type()) {
-    gradient.addmm_(dy.t(), x);
-  } else {
-    Accumulate(gradient, torch::mm(dy.t(), x));
-  }
-}
-
 bool FewRows(const torch::Tensor& x, const std::vector<MemoryFfnGroup>& groups) {
-  if (!x.is_cpu() || (x.scalar_type() != torch::kFloat && x.scalar_type() != torch::kBFloat16)) return false;
+  if (!OnCpuKernels(x)) return false;
   for (const MemoryFfnGroup& group : groups) {
     if (Count(*group.rows) > kFewRows) return false;
   }
@@ -61,8 +50,7 @@ void ForwardFewRows(const torch::Tensor& x, const std::vector<MemoryFfnGroup>& g
   for (const MemoryFfnGroup& group : groups) {
     for (const auto& [begin, end] : *group.rows) raw.push_back({group.gate_up.data_ptr(), group.down.data_ptr(), begin, end});
   }
-  const CpuKernels& kernels = Kernels(x.scalar_type() == torch::kFloat ? KernelType::kF32 : KernelType::kBF16);
-  kernels.memory_ffn(groups[0].down.size(0), x.size(1), x.data_ptr(), out.data_ptr(), raw);
+  KernelsFor(x).memory_ffn(groups[0].down.size(0), x.size(1), x.data_ptr(), out.data_ptr(), raw);
 }
 
 }  // namespace
@@ -93,7 +81,7 @@ void MemoryFfnForward(const torch::Tensor& x, const std::vector<MemoryFfnGroup>&
       if (saved != nullptr) saved->emplace_back();
       continue;
     }
-    const torch::Tensor gate_up = torch::linear(Gather(x, *group.rows), group.gate_up);   // [n, 2r]
+    const torch::Tensor gate_up = MatMul(Gather(x, *group.rows), group.gate_up.t());  // [n, 2r]
     AddProduct(out, *group.rows, SwiGlu(gate_up), group.down);
     if (saved != nullptr) saved->push_back(gate_up);
   }
@@ -105,12 +93,12 @@ void MemoryFfnBackward(const torch::Tensor& d_out, const torch::Tensor& x, const
     const MemoryFfnGroup& group = groups[i];
     if (group.rows->empty()) continue;
     const torch::Tensor dy = Gather(d_out, *group.rows);                                   // [n, d]
-    const torch::Tensor dh = torch::linear(dy, group.down);                                // [n, r]
+    const torch::Tensor dh = MatMul(dy, group.down.t());                                   // [n, r]
     const bool wanted = group.d_down.defined();
     const SwiGluGradient gradient = SwiGluBackward(saved[i], dh, wanted);
     if (wanted) {
-      AddWeightGradient(group.d_gate_up, gradient.d_gate_up, Gather(x, *group.rows));
-      AddWeightGradient(group.d_down, gradient.h, dy);
+      AddMatMul(group.d_gate_up, gradient.d_gate_up.t(), Gather(x, *group.rows));
+      AddMatMul(group.d_down, gradient.h.t(), dy);
     }
     if (dx.defined()) AddProduct(dx, *group.rows, gradient.d_gate_up, group.gate_up);
   }

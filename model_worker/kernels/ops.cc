@@ -2,23 +2,11 @@
 
 #include <cstring>
 
-#include "model_worker/kernels/cpu_kernels.h"
+#include "model_worker/kernels/cpu_tensors.h"
 #include "model_worker/kernels/reference.h"
 
 namespace membank {
 namespace {
-
-constexpr int64_t kFewRows = 8;   // up to here the product is bound by reading w; the crossover with oneDNN is not measured yet
-
-bool OnCpuKernels(const torch::Tensor& x) {
-  return x.is_cpu() && (x.scalar_type() == torch::kFloat || x.scalar_type() == torch::kBFloat16);
-}
-
-const CpuKernels& KernelsFor(const torch::Tensor& x) {
-  return Kernels(x.scalar_type() == torch::kFloat ? KernelType::kF32 : KernelType::kBF16);
-}
-
-void* Data(const torch::Tensor& x) { return x.defined() ? x.data_ptr() : nullptr; }
 
 // The gradient of reference operation `f` at `inputs`, for devices without our kernels.
 template <typename F>
@@ -57,13 +45,6 @@ AttentionSegment SegmentOf(const torch::Tensor& qkv, const torch::Tensor& out, c
 }
 
 }  // namespace
-
-torch::Tensor Linear(const torch::Tensor& x, const torch::Tensor& w) {
-  if (x.size(0) > kFewRows || !OnCpuKernels(x)) return torch::linear(x, w);
-  torch::Tensor y = torch::empty({x.size(0), w.size(0)}, x.options());
-  KernelsFor(x).linear(x.size(0), w.size(0), w.size(1), Data(x), Data(w), Data(y));
-  return y;
-}
 
 Normed RmsNorm(const torch::Tensor& x, const torch::Tensor& addend, const torch::Tensor& weight, double epsilon) {
   if (!OnCpuKernels(x)) {
@@ -209,7 +190,7 @@ torch::Tensor CrossEntropy(torch::Tensor& logits, const torch::Tensor& targets, 
     return losses;
   }
   torch::Tensor losses = torch::empty({logits.size(0)}, logits.options().dtype(torch::kFloat));
-  KernelsFor(logits).cross_entropy(logits.size(0), logits.size(1), Data(logits), targets.data_ptr<int64_t>(), static_cast<float>(scale),
+  KernelsFor(logits).cross_entropy(logits.size(0), logits.size(1), logits.stride(0), Data(logits), targets.data_ptr<int64_t>(), static_cast<float>(scale),
                                    gradient, losses.data_ptr<float>());
   return losses;
 }

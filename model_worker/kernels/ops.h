@@ -9,9 +9,6 @@
 
 namespace membank {
 
-// y = x w^T, [N, in] x [out, in]. Few rows on the CPU take the memory-bound kernel.
-torch::Tensor Linear(const torch::Tensor& x, const torch::Tensor& w);
-
 struct Normed {
   torch::Tensor sum;       // x + addend [N, d]; x itself without an addend
   torch::Tensor y;         // norm(sum) * weight [N, d]
@@ -56,7 +53,8 @@ torch::Tensor Attention(const torch::Tensor& qkv, const Heads& shape, const std:
 torch::Tensor AttentionBackward(const torch::Tensor& qkv, const torch::Tensor& out, const torch::Tensor& d_out, const Heads& shape,
                                 const std::vector<AttentionRows>& segments, const std::vector<torch::Tensor>& log_sums);
 
-// Losses [n] fp32 of targets [n] (-100: 0). With `gradient`, logits [n, V] turn into scale * (softmax - one_hot) in place.
+// Losses [n] fp32 of targets [n] (-100: 0). With `gradient`, logits [n, V] (rows may be strided) turn into scale * (softmax - one_hot) in
+// place.
 torch::Tensor CrossEntropy(torch::Tensor& logits, const torch::Tensor& targets, double scale, bool gradient);
 
 // sum += source, where sum may be fp32 beside a bf16 source.

@@ -78,7 +78,9 @@ std::vector<MemoryFfnGroup> GroupsOf(const MemoryLevel& level, int64_t layer, in
 Stack::Stack(AnchorWeights& weights, bool train_anchor)
     : weights_(weights), train_anchor_(train_anchor), shape_{weights.config.heads, weights.config.kv_heads, weights.config.head_dim} {
   for (LayerWeights& l : weights.layers) {
-    layers_.push_back({l.input_norm, Fuse({&l.q, &l.k, &l.v}), l.o, l.post_attention_norm, Fuse({&l.gate, &l.up}), l.down});
+    const auto projection = [&](const torch::Tensor& w) { return Projection(w, !train_anchor); };
+    layers_.push_back({l.input_norm, l.post_attention_norm, projection(Fuse({&l.q, &l.k, &l.v})), projection(l.o),
+                       projection(Fuse({&l.gate, &l.up})), projection(l.down)});
   }
 }
 
@@ -101,12 +103,12 @@ void Stack::EnsureRope(int64_t positions) {
 
 torch::Tensor Stack::Attend(const Layer& layer, int64_t index, const RaggedBatch& batch, const torch::Tensor& normed,
                             const torch::Tensor& positions, LayerTape* tape) {
-  torch::Tensor qkv = Linear(normed, layer.qkv);                                       // [N, (h + 2g) * dh]
+  torch::Tensor qkv = layer.qkv.Forward(normed);                                       // [N, (h + 2g) * dh]
   Rope(qkv, shape_.heads + shape_.kv_heads, shape_.head_dim, positions, rope_, /*inverse=*/false);
   const std::vector<AttentionRows> rows = RowsOf(batch, index);
   AppendKeysAndValues(qkv, shape_, rows);
   torch::Tensor attention = Attention(qkv, shape_, rows, tape != nullptr ? &tape->log_sums : nullptr);   // [N, h*dh]
-  torch::Tensor out = Linear(attention, layer.o);
+  torch::Tensor out = layer.o.Forward(attention);
   if (tape != nullptr) {
     tape->qkv = std::move(qkv);
     tape->attention = std::move(attention);
@@ -116,8 +118,8 @@ torch::Tensor Stack::Attend(const Layer& layer, int64_t index, const RaggedBatch
 
 torch::Tensor Stack::FeedForward(const Layer& layer, int64_t index, const RaggedBatch& batch, const torch::Tensor& normed,
                                  LayerTape* tape) {
-  torch::Tensor gate_up = Linear(normed, layer.gate_up);                               // [N, 2*df]
-  torch::Tensor out = Linear(SwiGlu(gate_up), layer.down);
+  torch::Tensor gate_up = layer.gate_up.Forward(normed);                               // [N, 2*df]
+  torch::Tensor out = layer.down.Forward(SwiGlu(gate_up));
   for (const MemoryLevel& level : batch.memory) {
     std::vector<torch::Tensor>* saved = nullptr;
     if (tape != nullptr) saved = &tape->memory.emplace_back();
@@ -191,8 +193,8 @@ std::vector<torch::Tensor> Stack::Backward(const Tape& tape, const torch::Tensor
     // FFN: dx is the gradient of its output and of the residual.
     torch::Tensor d_normed;
     if (!lowest) {
-      const SwiGluGradient ffn = SwiGluBackward(t.gate_up, torch::mm(dx, layer.down), train_anchor_);
-      d_normed = torch::mm(ffn.d_gate_up, layer.gate_up);                              // [N, d]
+      const SwiGluGradient ffn = SwiGluBackward(t.gate_up, layer.down.InputGradient(dx), train_anchor_);
+      d_normed = layer.gate_up.InputGradient(ffn.d_gate_up);                      // [N, d]
       if (train_anchor_) {
         const torch::Tensor d_gate_up = torch::mm(ffn.d_gate_up.t(), t.normed_ffn);    // [2*df, d]
         keep(first + 6, d_gate_up.narrow(0, 0, config.ffn_inner));
@@ -213,9 +215,9 @@ std::vector<torch::Tensor> Stack::Backward(const Tape& tape, const torch::Tensor
 
     // Attention
     const std::vector<AttentionRows> rows = RowsOf(tape.batch, i);
-    torch::Tensor d_qkv = AttentionBackward(t.qkv, t.attention, torch::mm(dx, layer.o), shape_, rows, t.log_sums);
+    torch::Tensor d_qkv = AttentionBackward(t.qkv, t.attention, layer.o.InputGradient(dx), shape_, rows, t.log_sums);
     Rope(d_qkv, shape_.heads + shape_.kv_heads, shape_.head_dim, tape.positions, tape.rope, /*inverse=*/true);
-    d_normed = torch::mm(d_qkv, layer.qkv);
+    d_normed = layer.qkv.InputGradient(d_qkv);
     if (train_anchor_) {
       const torch::Tensor d_weights = torch::mm(d_qkv.t(), t.normed);                  // [(h + 2g) * dh, d]
       const int64_t q = shape_.heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim;

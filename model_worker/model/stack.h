@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "model_worker/kernels/matmul.h"
 #include "model_worker/kernels/ops.h"
 #include "model_worker/model/transformer.h"
 
@@ -34,7 +35,7 @@ struct Tape {
 class Stack {
  public:
   // Re-points q, k, v and gate, up of `weights` to slices of one tensor each (no copy where they already are). Later in-place updates of
-  // the weights are seen; replacing a tensor is not.
+  // the weights are seen when the anchor is trained; replacing a tensor is not.
   Stack(AnchorWeights& weights, bool train_anchor);
 
   // Hidden states after the final norm. `tape` null: inference.
@@ -47,7 +48,8 @@ class Stack {
 
  private:
   struct Layer {
-    torch::Tensor input_norm, qkv, o, ffn_norm, gate_up, down;
+    torch::Tensor input_norm, ffn_norm;
+    Projection qkv, o, gate_up, down;
   };
   torch::Tensor Attend(const Layer& layer, int64_t index, const RaggedBatch& batch, const torch::Tensor& normed,
                        const torch::Tensor& positions, LayerTape* tape);

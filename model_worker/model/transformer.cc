@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "model_worker/kernels/matmul.h"
 #include "model_worker/kernels/ops.h"
 #include "model_worker/model/stack.h"
 
@@ -46,38 +47,38 @@ struct LossGradients {
 };
 
 // Chunk by chunk: logits, softmax gradient in their place, products back.
-LossGradients ChunkedLoss(const torch::Tensor& hidden, const torch::Tensor& head, const torch::Tensor& targets, double scale,
+LossGradients ChunkedLoss(const torch::Tensor& hidden, const Projection& head, const torch::Tensor& targets, double scale,
                           bool want_hidden, bool want_head) {
   constexpr int64_t kLogits = int64_t{12} << 20;   // elements of logits at a time
-  const int64_t rows = hidden.size(0), vocabulary = head.size(0);
+  const int64_t rows = hidden.size(0), vocabulary = head.w().size(0);
   const int64_t chunk = std::clamp<int64_t>(kLogits / vocabulary, 16, 1024);
   LossGradients result;
   result.loss = torch::zeros({}, hidden.options().dtype(torch::kDouble));
   if (want_hidden) result.d_hidden = torch::empty_like(hidden);
-  if (want_head) result.d_head = torch::zeros({vocabulary, head.size(1)}, head.options().dtype(torch::kFloat));
-  torch::Tensor buffer = torch::empty({std::min(chunk, rows), vocabulary}, hidden.options());   // one for all chunks: no new pages
+  if (want_head) result.d_head = torch::zeros({vocabulary, hidden.size(1)}, hidden.options().dtype(torch::kFloat));
+  // One for all chunks: no new pages. Rows a line longer than the vocabulary, which is a multiple of 4 KB as often as not: rows of the
+  // product would fall on the same lines of the cache.
+  torch::Tensor buffer = torch::empty({std::min(chunk, rows), vocabulary + 32}, hidden.options()).narrow(1, 0, vocabulary);
   for (int64_t first = 0; first < rows; first += chunk) {
     const int64_t n = std::min(chunk, rows - first);
     const torch::Tensor x = hidden.narrow(0, first, n);                              // [n, d]
     torch::Tensor logits = buffer.narrow(0, 0, n);                                   // [n, V]
-    torch::mm_out(logits, x, head.t());
+    head.ForwardOut(logits, x);
     const bool gradient = want_hidden || want_head;
     result.loss += CrossEntropy(logits, targets.narrow(0, first, n), scale, gradient).sum(torch::kDouble);
-    if (want_hidden) {
-      torch::Tensor d_x = result.d_hidden.narrow(0, first, n);
-      torch::mm_out(d_x, logits, head);
-    }
+    if (want_hidden) head.InputGradientOut(result.d_hidden.narrow(0, first, n), logits);
     if (want_head) Accumulate(result.d_head, torch::mm(logits.t(), x));
   }
   result.loss = (result.loss * scale).to(torch::kFloat);
-  if (want_head) result.d_head = result.d_head.to(head.scalar_type());
+  if (want_head) result.d_head = result.d_head.to(hidden.scalar_type());
   return result;
 }
 
 struct LossFunction : torch::autograd::Function<LossFunction> {
-  static torch::Tensor forward(AutogradContext* ctx, const torch::Tensor& hidden, const torch::Tensor& head, const torch::Tensor& targets,
-                               double scale) {
-    LossGradients result = ChunkedLoss(hidden, head, targets, scale, hidden.requires_grad(), head.requires_grad());
+  // `w` is head.w(): autograd must see the tensor.
+  static torch::Tensor forward(AutogradContext* ctx, const torch::Tensor& hidden, const torch::Tensor& w, const Projection& head,
+                               const torch::Tensor& targets, double scale) {
+    LossGradients result = ChunkedLoss(hidden, head, targets, scale, hidden.requires_grad(), w.requires_grad());
     ctx->saved_data["d_hidden"] = result.d_hidden;
     ctx->saved_data["d_head"] = result.d_head;
     return result.loss;
@@ -88,7 +89,7 @@ struct LossFunction : torch::autograd::Function<LossFunction> {
       const torch::Tensor gradient = ctx->saved_data[name].toTensor();
       return gradient.defined() ? gradient.mul_(d_loss[0].to(gradient.scalar_type())) : gradient;
     };
-    return {scaled("d_hidden"), scaled("d_head"), torch::Tensor(), torch::Tensor()};
+    return {scaled("d_hidden"), scaled("d_head"), torch::Tensor(), torch::Tensor(), torch::Tensor()};
   }
 };
 
@@ -129,9 +130,11 @@ Transformer::Transformer(AnchorWeights weights, bool train_anchor)
       dtype_(weights_->embedding.scalar_type()),
       device_(weights_->embedding.device()),
       stack_(std::make_unique<Stack>(*weights_, train_anchor)) {
-  if (!train_anchor) return;
-  for (const auto& [name, parameter] : weights_->Named()) torch::Tensor(parameter).set_requires_grad(true);
-  if (weights_->config.tied_head) weights_->head = weights_->embedding;
+  if (train_anchor) {
+    for (const auto& [name, parameter] : weights_->Named()) torch::Tensor(parameter).set_requires_grad(true);
+    if (weights_->config.tied_head) weights_->head = weights_->embedding;
+  }
+  head_ = std::make_unique<Projection>(weights_->head, !train_anchor);
 }
 
 Transformer::~Transformer() = default;
@@ -147,17 +150,17 @@ torch::Tensor Transformer::Forward(const RaggedBatch& batch) {
 
 torch::Tensor Transformer::Logits(const torch::Tensor& hidden) {
   const bool graph = torch::GradMode::is_enabled() && (hidden.requires_grad() || weights_->head.requires_grad());
-  return (graph ? torch::linear(hidden, weights_->head) : Linear(hidden.contiguous(), weights_->head)).to(torch::kFloat);
+  return (graph ? torch::linear(hidden, weights_->head) : head_->Forward(hidden.contiguous())).to(torch::kFloat);
 }
 
 torch::Tensor Transformer::Loss(const torch::Tensor& hidden, const torch::Tensor& targets, double denominator) {
   if (denominator <= 0) denominator = std::max<double>(1.0, targets.ne(-100).sum().item<double>());
   const torch::Tensor rows = hidden.contiguous(), labels = targets.contiguous();
   if (torch::GradMode::is_enabled() && (hidden.requires_grad() || weights_->head.requires_grad())) {
-    return LossFunction::apply(rows, weights_->head, labels, 1.0 / denominator);
+    return LossFunction::apply(rows, weights_->head, *head_, labels, 1.0 / denominator);
   }
   torch::NoGradGuard no_grad;
-  return ChunkedLoss(rows, weights_->head, labels, 1.0 / denominator, false, false).loss;
+  return ChunkedLoss(rows, *head_, labels, 1.0 / denominator, false, false).loss;
 }
 
 KvCache Transformer::NewCache(int64_t capacity) const {

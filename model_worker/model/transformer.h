@@ -71,12 +71,13 @@ struct RaggedBatch {
   MemoryBatch memory;       // rows in no group use the anchor alone
 };
 
+class Projection;
 class Stack;
 
 class Transformer {
  public:
   // `train_anchor` sets requires_grad on the anchor's parameters; otherwise they are frozen and only memory gradients are computed.
-  // The weights' q, k, v and gate, up become slices of one tensor each: update them in place, do not replace them.
+  // The weights' q, k, v and gate, up become slices of one tensor each: update those of a trained anchor in place, do not replace them.
   Transformer(AnchorWeights weights, bool train_anchor);
   ~Transformer();
   Transformer(Transformer&&) noexcept;
@@ -102,6 +103,7 @@ class Transformer {
   torch::Dtype dtype_;
   torch::Device device_;
   std::unique_ptr<Stack> stack_;
+  std::unique_ptr<Projection> head_;
 };
 
 }  // namespace membank

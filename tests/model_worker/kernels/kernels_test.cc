@@ -120,11 +120,66 @@ TEST_P(CpuKernelsTest, LinearOfFewRows) {
   }
 }
 
+// Every number of rows of a block, ragged panels, odd depths, more than one step of depth, both storage orders, all three ways out.
+TEST_P(CpuKernelsTest, MatrixProduct) {
+  const auto run = [&](int64_t m, int64_t n, int64_t k, bool a_transposed, bool b_transposed, ProductOut out) {
+    const int64_t gap = 3;   // between rows
+    const torch::Tensor a = Random(a_transposed ? std::vector<int64_t>{k, m + gap} : std::vector<int64_t>{m, k + gap});
+    const torch::Tensor b = Random(b_transposed ? std::vector<int64_t>{n, k + gap} : std::vector<int64_t>{k, n + gap});
+    torch::Tensor c = torch::randn({m, n + gap}).to(out == ProductOut::kAddF32 ? torch::kFloat : dtype());
+    const torch::Tensor a_part = a_transposed ? a.narrow(1, 0, m).t() : a.narrow(1, 0, k);
+    const torch::Tensor b_part = b_transposed ? b.narrow(1, 0, k).t() : b.narrow(1, 0, n);
+    torch::Tensor expected = c.to(torch::kDouble).clone();
+    if (out == ProductOut::kStore) expected.narrow(1, 0, n).zero_();
+    expected.narrow(1, 0, n).add_(torch::matmul(a_part.to(torch::kDouble), b_part.to(torch::kDouble)));
+    const ProductLayout layout = b_transposed ? ProductLayout::kTransposed : ProductLayout::kStraight;
+    Product product{m, n, k, a.data_ptr(), a.size(1), a_transposed, b.data_ptr(), b.size(1), layout, c.data_ptr(), n + gap, out};
+    torch::Tensor packed_c = c.clone(), packed = torch::empty({kernels().packed_bytes(n, k)}, torch::kByte);
+    kernels().product(product);
+    const double bound = out != ProductOut::kAddF32 && dtype() == torch::kBFloat16 ? 5e-3 : 4e-6;   // of the largest element
+    EXPECT_LE(MaxAbs(c, expected), bound * (1 + expected.abs().max().item<double>()))
+        << m << "x" << n << "x" << k << (a_transposed ? " a^T" : "") << (b_transposed ? " b^T" : "") << " out " << static_cast<int>(out);
+    kernels().pack(product, packed.data_ptr());
+    product.b = packed.data_ptr(), product.b_layout = ProductLayout::kPacked, product.c = packed_c.data_ptr();
+    kernels().product(product);
+    EXPECT_TRUE(torch::equal(c, packed_c)) << m << "x" << n << "x" << k;
+  };
+  for (int64_t m = 1; m <= 26; ++m) run(m, 70, 37, false, m % 2 == 0, ProductOut::kStore);
+  for (const bool a_transposed : {false, true}) {
+    for (const bool b_transposed : {false, true}) {
+      for (const ProductOut out : {ProductOut::kStore, ProductOut::kAdd, ProductOut::kAddF32}) {
+        run(29, 65, 64, a_transposed, b_transposed, out);
+        run(14, 32, 3301, a_transposed, b_transposed, out);
+        run(3, 5, 1, a_transposed, b_transposed, out);
+      }
+    }
+  }
+}
+
+// What a row becomes depends on neither the other rows nor the threads.
+TEST_P(CpuKernelsTest, MatrixProductOfARowIsAlwaysTheSame) {
+  const int64_t n = 131, k = 3001;
+  const torch::Tensor a = Random({40, k}), b = Random({n, k});
+  const auto product = [&](int64_t begin, int64_t rows) {
+    torch::Tensor c = torch::empty({rows, n}, a.options());
+    kernels().product({rows, n, k, a.narrow(0, begin, rows).data_ptr(), k, false, b.data_ptr(), k, ProductLayout::kTransposed, c.data_ptr(), n,
+                       ProductOut::kStore});
+    return c;
+  };
+  const torch::Tensor whole = product(0, 40);
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
+  for (const auto& [begin, rows] : {std::pair<int64_t, int64_t>{0, 1}, {5, 7}, {17, 23}}) {
+    EXPECT_TRUE(torch::equal(product(begin, rows), whole.narrow(0, begin, rows))) << rows << " rows from " << begin;
+  }
+  at::set_num_threads(threads);
+}
+
 TEST_P(CpuKernelsTest, CrossEntropyAndItsGradient) {
   const torch::Tensor logits = Random({5, 5003}) * 2;
   const torch::Tensor targets = torch::tensor({3, -100, 5002, 0, 77}, torch::kLong);
-  torch::Tensor work = logits.clone(), losses = torch::empty({5});
-  kernels().cross_entropy(5, 5003, work.data_ptr(), targets.data_ptr<int64_t>(), 0.25f, true, losses.data_ptr<float>());
+  torch::Tensor work = torch::empty({5, 5010}, logits.options()).narrow(1, 0, 5003).copy_(logits), losses = torch::empty({5});
+  kernels().cross_entropy(5, 5003, 5010, work.data_ptr(), targets.data_ptr<int64_t>(), 0.25f, true, losses.data_ptr<float>());
   const auto f = [&](const torch::Tensor& in) { return reference::CrossEntropy(in, targets); };
   EXPECT_LE(MaxAbs(losses, f(logits.to(torch::kFloat))), 2e-5);
   EXPECT_LE(MaxAbs(work, Gradient(logits, torch::full({5}, 0.25), f)), dtype() == torch::kFloat ? 1e-6 : 1e-3);
