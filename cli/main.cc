@@ -23,6 +23,8 @@
 #define MEMBANK_CLI_EVAL
 #endif
 #include "common/base/log.h"
+#include "common/base/malloc_tuning.h"
+#include "common/base/thread_tuning.h"
 #include "common/config/config.h"
 #include "fmt/format.h"
 
@@ -30,6 +32,8 @@ namespace membank {
 namespace {
 
 int Main(int argc, char** argv) {
+  TuneThreads(argv);
+  TuneMalloc();
   CLI::App app("Language models with a memory bank: documents to answers", "membank");
   app.require_subcommand(1);
   AddCorpusCommand(app);

@@ -5,6 +5,7 @@
 #include "common/base/log.h"
 #include "common/base/malloc_tuning.h"
 #include "common/base/status_macros.h"
+#include "common/base/thread_tuning.h"
 #include "common/client/access_client.h"
 #include "common/client/memory_client.h"
 #include "common/config/config.h"
@@ -110,6 +111,7 @@ absl::Status Run(const WorkerOptions& options) {
 }  // namespace membank
 
 int main(int argc, char** argv) {
+  membank::TuneThreads(argv);
   membank::TuneMalloc();
   membank::WorkerOptions options;
   CLI::App app("membank-worker: generates and scores with one anchor and the memory of each request");

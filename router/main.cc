@@ -4,6 +4,7 @@
 #include "common/base/log.h"
 #include "common/base/malloc_tuning.h"
 #include "common/base/status_macros.h"
+#include "common/base/thread_tuning.h"
 #include "common/config/config.h"
 #include "common/rpc/server.h"
 #include "common/rpc/service_process.h"
@@ -93,6 +94,7 @@ absl::Status Serve(const RouterOptions& options, const StopSignals& stop_signals
 }
 
 int Main(int argc, char** argv) {
+  TuneThreads(argv);
   RouterOptions options;
   CLI::App app("membank-router: finds the path of a text, chooses a worker, forwards", "membank-router");
   BindOptions(app, &options);
