@@ -16,6 +16,7 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "golden/model"
 import gguf_llama
 
 TOKENS, DOCUMENT, WIDTHS, STEPS, PROMPT = 1008, 84, (64, 32), 32, 64
+CONTROL = 80   # tokens of the page that train_control has twice in the batch, with blocks of its own each
 
 
 def median(repeats, work):
@@ -29,18 +30,23 @@ def median(repeats, work):
 
 
 def add_memory(model, dtype):
+    """Blocks [level][path]; sequences beyond the first use the second path's."""
     c = model.config
-    blocks = []
-    for r in WIDTHS:
-        blocks.append((torch.randn(c.num_hidden_layers, 3, r, c.hidden_size) * 0.02).to(dtype).requires_grad_())
+    blocks = [[(torch.randn(c.num_hidden_layers, 3, r, c.hidden_size) * 0.02).to(dtype).requires_grad_() for _ in range(2)] for r in WIDTHS]
     for i, layer in enumerate(model.model.layers):
         def hook(module, x, y, i=i):
-            for b in blocks:
-                w = b[i]
-                y = y + (torch.nn.functional.silu(x[0] @ w[0].t()) * (x[0] @ w[1].t())) @ w[2]
-            return y
+            x = x[0]
+            if len(x) != 2 or x.shape[1] != CONTROL:
+                return memory(x, [level[0][i] for level in blocks], y)
+            return torch.stack([memory(x[s], [level[s][i] for level in blocks], y[s]) for s in range(2)])
         layer.mlp.register_forward_hook(hook)
-    return blocks
+    return sum(blocks, [])
+
+
+def memory(x, levels, y):
+    for w in levels:
+        y = y + (torch.nn.functional.silu(x @ w[0].t()) * (x @ w[1].t())) @ w[2]
+    return y
 
 
 def main():
@@ -73,6 +79,13 @@ def main():
         for p in list(model.parameters()) + blocks:
             p.grad = None
 
+    def train_control():
+        page = tokens[:, :CONTROL].expand(2, CONTROL)
+        logits = model(page, use_cache=False).logits.flatten(0, 1)
+        torch.nn.functional.cross_entropy(logits.float(), targets[:2 * CONTROL]).backward()
+        for b in blocks:
+            b.grad = None
+
     def prefill():
         with torch.no_grad():
             model(tokens, use_cache=True, logits_to_keep=1)
@@ -88,11 +101,12 @@ def main():
             return time.perf_counter() - start
 
     wanted = lambda what: args.only in (None, what)
-    for what, anchor in (("train_frozen", False), ("train_anchor", True)):
+    for what, anchor, work, rows in (("train_frozen", False, train, TOKENS), ("train_control", False, train_control, 2 * CONTROL),
+                                     ("train_anchor", True, train, TOKENS)):
         for p in model.parameters():
             p.requires_grad_(anchor)
         if wanted(what):
-            report(what, TOKENS / median(args.repeats, train))
+            report(what, rows / median(args.repeats if rows == TOKENS else 4 * args.repeats, work))
     if wanted("prefill"):
         report("prefill", TOKENS / median(args.repeats, prefill))
     for what, sequences in (("decode", 1), ("decode_8", 8)):

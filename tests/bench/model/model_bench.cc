@@ -1,5 +1,6 @@
-// Speed of the model alone: training step (forward, loss, backward), prefill and decode, tokens per second, medians. The same shapes as
-// eager.py beside it; tests/bench/run runs both in turn and prints the ratios. One JSON object per line on stdout.
+// Speed of the model alone: training step (forward, loss, backward), prefill and decode, tokens per second, medians. train_control is the
+// quickstart's step: one page with its own path and with the generic memory; train_paths and train_dense are a co-trained anchor with twelve
+// paths in the batch, and with as many more units in its own FFN. The others have the same shapes as eager.py beside it; tests/bench/run runs both in turn and prints the ratios. One JSON object per line on stdout.
 #include <torch/torch.h>
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 
 #include "CLI/CLI.hpp"
 #include "common/base/malloc_tuning.h"
+#include "common/base/thread_tuning.h"
 #include "fmt/format.h"
 #include "model_worker/model/weights.h"
 
@@ -31,22 +33,25 @@ void Report(const char* what, const char* dtype, double rate) {
   std::fflush(stdout);
 }
 
-MemoryBatch MakeMemory(const ModelConfig& c, torch::Dtype dtype, int64_t rows, bool gradient) {
+struct Sizes {
+  int64_t tokens = 1008, document = 84, paths = 1;   // each path has its own blocks and an equal share of the rows
+  int repeats = 5;
+};
+
+MemoryBatch MakeMemory(const ModelConfig& c, torch::Dtype dtype, int64_t rows, int64_t paths, bool gradient) {
   MemoryBatch memory;
   for (const int64_t width : {64, 32}) {
-    MemoryGroup group;
-    group.block = torch::randn({c.layers * 3 * width * c.hidden}).mul_(0.02).to(dtype);
-    if (gradient) group.gradient = torch::zeros({group.block.numel()}, torch::kFloat);
-    group.rows = {{0, rows}};
-    memory.push_back({width, {group}});
+    MemoryLevel& level = memory.emplace_back();
+    level.width = width;
+    for (int64_t path = 0; path < paths; ++path) {
+      MemoryGroup& group = level.groups.emplace_back();
+      group.block = torch::randn({c.layers * 3 * width * c.hidden}).mul_(0.02).to(dtype);
+      if (gradient) group.gradient = torch::zeros({group.block.numel()}, torch::kFloat);
+      group.rows = {{path * rows / paths, (path + 1) * rows / paths}};
+    }
   }
   return memory;
 }
-
-struct Sizes {
-  int64_t tokens = 1008, document = 84;
-  int repeats = 5;
-};
 
 RaggedBatch MakeBatch(const Transformer& model, const Sizes& sizes, bool gradient) {
   RaggedBatch batch;
@@ -54,13 +59,27 @@ RaggedBatch MakeBatch(const Transformer& model, const Sizes& sizes, bool gradien
   for (int64_t begin = 0; begin < sizes.tokens; begin += sizes.document) {
     batch.segments.push_back({begin, std::min(begin + sizes.document, sizes.tokens), nullptr});
   }
-  batch.memory = MakeMemory(model.config(), model.dtype(), sizes.tokens, gradient);
+  batch.memory = MakeMemory(model.config(), model.dtype(), sizes.tokens, sizes.paths, gradient);
   return batch;
+}
+
+// The memory's 96 units as part of the anchor's FFN.
+AnchorWeights Widened(AnchorWeights weights) {
+  const int64_t extra = 96, d = weights.config.hidden;
+  const auto random = [&](std::vector<int64_t> shape) { return torch::randn(shape).mul_(0.02).to(weights.embedding.scalar_type()); };
+  weights.config.ffn_inner += extra;
+  for (LayerWeights& l : weights.layers) {
+    l.gate = torch::cat({l.gate, random({extra, d})}, 0);
+    l.up = torch::cat({l.up, random({extra, d})}, 0);
+    l.down = torch::cat({l.down, random({d, extra})}, 1);
+  }
+  return weights;
 }
 
 double Train(const AnchorWeights& weights, bool train_anchor, const Sizes& sizes) {
   Transformer model(weights, train_anchor);
-  const RaggedBatch batch = MakeBatch(model, sizes, true);
+  RaggedBatch batch = MakeBatch(model, sizes, true);
+  if (sizes.paths == 0) batch.memory.clear();
   const torch::Tensor targets = torch::randint(0, model.config().vocab, {sizes.tokens}, torch::kLong);
   const double seconds = Median(sizes.repeats, [&] {
     model.Loss(model.Forward(batch), targets).backward();
@@ -94,7 +113,7 @@ double Decode(Transformer& model, int64_t sequences, int repeats) {
       }
     }
     RaggedBatch batch;
-    batch.memory = MakeMemory(model.config(), model.dtype(), sequences, false);
+    batch.memory = MakeMemory(model.config(), model.dtype(), sequences, 1, false);
     for (int64_t i = 0; i < sequences; ++i) batch.segments.push_back({i, i + 1, &caches[i]});
     batch.tokens = torch::zeros({sequences}, torch::kLong);
     for (int64_t step = 0; step < kSteps; ++step) batch.tokens = model.Logits(model.Forward(batch)).argmax(-1);
@@ -111,7 +130,10 @@ void RunAll(const std::string& anchor, torch::Dtype dtype, const std::string& on
   }
   const auto wanted = [&](const char* what) { return only.empty() || only == what; };
   if (wanted("train_frozen")) Report("train_frozen", name, Train(*weights, false, sizes));
+  if (wanted("train_control")) Report("train_control", name, Train(*weights, false, {160, 80, 2, 4 * sizes.repeats}));
   if (wanted("train_anchor")) Report("train_anchor", name, Train(*weights, true, sizes));
+  if (wanted("train_paths")) Report("train_paths", name, Train(*weights, true, {sizes.tokens, sizes.document, 12, sizes.repeats}));
+  if (wanted("train_dense")) Report("train_dense", name, Train(Widened(*weights), true, {sizes.tokens, sizes.document, 0, sizes.repeats}));
   Transformer model(*weights, false);
   if (wanted("prefill")) Report("prefill", name, Prefill(model, sizes));
   if (wanted("decode")) Report("decode", name, Decode(model, 1, sizes.repeats));
@@ -122,14 +144,18 @@ void RunAll(const std::string& anchor, torch::Dtype dtype, const std::string& on
 }  // namespace membank
 
 int main(int argc, char** argv) {
+  membank::TuneThreads(argv);
   membank::TuneMalloc();
   CLI::App app("Model speed: tokens per second of training, prefill and decode");
   std::string anchor, dtype = "bf16", only;
   membank::Sizes sizes;
   app.add_option("--anchor", anchor, "Hugging Face directory or GGUF")->required();
   app.add_option("--dtype", dtype)->check(CLI::IsMember({"bf16", "fp32"}));
-  app.add_option("--only", only)->check(CLI::IsMember({"train_frozen", "train_anchor", "prefill", "decode", "decode_8"}));
+  app.add_option("--only", only)->check(CLI::IsMember({"train_frozen", "train_control", "train_anchor", "train_paths", "train_dense", "prefill", "decode", "decode_8"}));
   app.add_option("--repeats", sizes.repeats);
+  app.add_option("--tokens", sizes.tokens, "Rows of a training or prefill batch");
+  app.add_option("--document", sizes.document, "Tokens of a document: attention stays inside");
+  app.add_option("--paths", sizes.paths, "Distinct paths of the batch");
   CLI11_PARSE(app, argc, argv);
   torch::manual_seed(0);
   torch::set_num_threads(2);

@@ -4,6 +4,7 @@
 
 #include "CLI/CLI.hpp"
 #include "common/base/malloc_tuning.h"
+#include "common/base/thread_tuning.h"
 #include "common/text/tokenizer.h"
 #include "model_worker/model/weights.h"
 #include "tests/model_worker/serve/serve_fixture.h"
@@ -64,6 +65,7 @@ std::vector<MemoryChoice> Paths(size_t count, bool distinct) {
 }
 
 int Main(int argc, char** argv) {
+  TuneThreads(argv);
   TuneMalloc();
   Sizes sizes;
   CLI::App app("serve_bench: tokens per second of the serving engine");
