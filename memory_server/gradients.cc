@@ -47,6 +47,7 @@ Gradient ToF32(Gradient gradient) {
 }
 
 void AddTo(Gradient* sum, const Gradient& gradient) {
+  sum->sum_of_squares.reset();
   float* const total = reinterpret_cast<float*>(sum->bytes.data());
   ForEachChunk(gradient, [&](size_t first, absl::Span<const float> values) {
     for (size_t i = 0; i < values.size(); ++i) total[first + i] += values[i];

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -17,6 +18,7 @@ namespace membank {
 struct Gradient {
   DType dtype = DType::kF32;  // F32 or BF16
   Buffer bytes;
+  std::optional<double> sum_of_squares = std::nullopt;  // computed when it arrived, while the next one was on its way; of sums not known
 };
 
 using RankGradients = std::map<BlockId, Gradient>;  // one rank's contribution to a step; ascending

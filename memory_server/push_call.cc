@@ -10,19 +10,24 @@ namespace membank {
 
 PushCall::PushCall(Shard* shard, grpc::CallbackServerContext* context, grpc::ByteBuffer* response)
     : shard_(shard), context_(context), response_(response), caller_(CallerOf(*context)) {
-  StartRead(&message_);
+  StartRead(ahead_.incoming());
 }
 
 void PushCall::OnReadDone(bool ok) {
-  if (!ok) return End(Complete());
-  const absl::Status status = Receive(message_);
-  message_.Clear();
-  if (!status.ok()) return End(status);
-  if (push_ && push_->outcome() != PushOutcome::kAccepted) {  // the rest need not come
-    Acknowledge(push_->outcome());
-    return End(absl::OkStatus());
+  if (ahead_.Arrived(ok)) Work();
+}
+
+void PushCall::Work() {
+  while (const auto message = ahead_.Next()) {
+    if (message->ended) return End(Complete());
+    StartRead(ahead_.incoming());
+    const absl::Status status = Receive(message->bytes);
+    if (!status.ok()) return End(status);
+    if (push_ && push_->outcome() != PushOutcome::kAccepted) {  // the rest need not come
+      Acknowledge(push_->outcome());
+      return End(absl::OkStatus());
+    }
   }
-  StartRead(&message_);
 }
 
 absl::Status PushCall::Receive(const grpc::ByteBuffer& message) {
@@ -116,6 +121,7 @@ void PushCall::Acknowledge(PushOutcome outcome) {
 }
 
 void PushCall::End(const absl::Status& status) {
+  ahead_.Stop();
   timer_.Done(status);
   push_.reset();
   buffer_ = Buffer();

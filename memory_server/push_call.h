@@ -1,10 +1,12 @@
-// One PushGradients call: follows the chunks, copies every gradient once into a buffer of its own, checks it and hands it to the shard.
-// Nothing counts before the last block arrived. Owns itself from construction to the end of the call; the shard outlives it.
+// One PushGradients call: follows the chunks, copies every gradient once into a buffer of its own, checks it and hands it to the shard while
+// the next chunk is being received. Nothing counts before the last block arrived. Owns itself from construction to the end of the call; the
+// shard outlives it.
 #pragma once
 
 #include <memory>
 
 #include "common/rpc/checked_copy.h"
+#include "common/rpc/read_ahead.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/server_callback.h"
 #include "membank/v1/memory.pb.h"
@@ -22,6 +24,7 @@ class PushCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   void OnReadDone(bool ok) override;
   void OnDone() override;
 
+  void Work();
   absl::Status Receive(const grpc::ByteBuffer& message);
   absl::Status BeginPush(const std::string& bytes);
   absl::Status BeginBlock(const std::string& bytes);
@@ -36,8 +39,9 @@ class PushCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   grpc::ByteBuffer* const response_;
   const Caller caller_;
   const RpcTimer timer_{"PushGradients"};
-  grpc::ByteBuffer message_;
+  ReadAhead ahead_;
 
+  // Of the worker alone.
   v1::PushHeader header_;
   std::unique_ptr<GradientPush> push_;  // set by the header
   uint32_t blocks_ = 0;                 // completed

@@ -210,10 +210,12 @@ absl::Status GradientPush::AddBlock(BlockId id, DType dtype, Buffer bytes) {
 
 absl::Status GradientPush::Add(BlockId id, DType dtype, Buffer bytes) {
   RETURN_IF_ERROR(CheckBlock(id, dtype, bytes.size()));
-  const absl::Status finite = CheckFinite(dtype, bytes.span());
-  if (!finite.ok())
-    return Annotate(finite, fmt::format("block {} pushed by rank {} for step {}", ToString(id), rank_, step_.step));
-  gradients_.emplace(id, Gradient{dtype, std::move(bytes)});
+  Gradient gradient{dtype, std::move(bytes)};
+  gradient.sum_of_squares = SumOfSquares(gradient);
+  if (!std::isfinite(*gradient.sum_of_squares))  // the squares of floats do not overflow in double: an element is not finite
+    return Annotate(CheckFinite(dtype, gradient.bytes.span()),
+                    fmt::format("block {} pushed by rank {} for step {}", ToString(id), rank_, step_.step));
+  gradients_.emplace(id, std::move(gradient));
   return absl::OkStatus();
 }
 
@@ -269,7 +271,10 @@ absl::StatusOr<double> Shard::PrepareStep(const StepId& step, absl::Time deadlin
   std::vector<const Gradient*> gradients;
   for (const auto& [id, gradient] : pending->sum) gradients.push_back(&gradient);
   std::vector<double> squares(gradients.size());
-  ParallelFor(pool_, gradients.size(), [&](size_t i) { squares[i] = SumOfSquares(*gradients[i]); });
+  ParallelFor(pool_, gradients.size(), [&](size_t i) {
+    const auto& known = gradients[i]->sum_of_squares;
+    squares[i] = known.has_value() ? *known : SumOfSquares(*gradients[i]);
+  });
   double sum = 0;
   for (double square : squares) sum += square;
 

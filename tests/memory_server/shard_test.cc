@@ -168,6 +168,23 @@ TEST_F(ShardTest, PrepareNamesMissingRanksAndMayBeRepeated) {
   EXPECT_CODE(shard->ApplyStep(Id(2), {1, -1, 0}), kInvalidArgument, "learning rate is -1");
 }
 
+// Promise P8: what is announced counts before memory is allocated for it, so that no number of open pushes exceeds the budget.
+TEST_F(ShardTest, OpenPushesShareTheBudget) {
+  const uint64_t bytes = spec.BlockElements(1) * 4;
+  options.push_budget_bytes = 2 * bytes;
+  Open();
+  ASSERT_OK(Begin(1, 3));
+  auto first = *shard->BeginPush(Id(1), 0), second = *shard->BeginPush(Id(1), 1);
+  auto third = *shard->BeginPush(Id(1), 2);
+  ASSERT_OK(first->CheckBlock({1, 0}, DType::kF32, bytes));
+  ASSERT_OK(third->CheckBlock({1, 0}, DType::kF32, bytes));
+  EXPECT_CODE(second->CheckBlock({1, 0}, DType::kF32, bytes), kResourceExhausted, "its budget of 960; push again later");
+  third.reset();  // its stream broke off in the middle of the block
+  ASSERT_OK(second->CheckBlock({1, 0}, DType::kF32, bytes));
+  ASSERT_OK(first->AddBlock({1, 0}, DType::kF32, GradientBytes({1, 0}, 1)));
+  EXPECT_CODE(first->CheckBlock({1, 1}, DType::kF32, bytes), kResourceExhausted, "960 bytes of gradients are held");
+}
+
 TEST_F(ShardTest, PrepareWaitsForTheLastRank) {
   ASSERT_OK(Begin(1, 2));
   ASSERT_OK(Push(Id(1), 1, {{{1, 0}, 1}}));

@@ -47,7 +47,9 @@ inline BankSpec TinySpec() {
 
 class MemoryCluster {
  public:
+  // With 0 servers: none before Start.
   MemoryCluster(const BankSpec& spec, int servers, uint64_t epoch = 1) : spec_(spec) {
+    if (servers == 0) return;
     std::vector<SlotServer> names;
     for (int i = 0; i < servers; ++i) names.push_back({fmt::format("m{}", i), "127.0.0.1:0"});
     auto map = SlotMap::Striped(names, epoch);

@@ -1,28 +1,21 @@
-// Fetch and push through the memory server against raw TCP on loopback with the same bytes, and against the naive way (a string from a map,
-// protobuf bytes, a unary call, a copy out), all in one process, in windows that take turns so that a noisy machine disturbs all alike.
-// A figure is the 90th percentile of its windows; what counts is the ratio. Usage: wire_bench [--seconds N per row] [--json FILE]
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <unistd.h>
+// Fetch and push through a memory server in a process of its own, over TCP and over a Unix socket, against raw TCP on loopback with the same
+// bytes, and against the naive way (a string from a map, protobuf bytes, a unary call, a copy out). All take turns in short windows, so that a
+// noisy machine disturbs all alike. A figure is the 90th percentile of its windows; what counts is the ratio.
+// Usage: wire_bench [--seconds N per table] [--only TEXT] [--json FILE]
+#include <fcntl.h>
+#include <spawn.h>
+#include <sys/wait.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
+#include <ctime>
 #include <functional>
-#include <thread>
+#include <iostream>
 
 #include "common/base/malloc_tuning.h"
-#include "common/rpc/channel.h"
-#include "common/rpc/wire.h"
-#include "grpcpp/client_context.h"
-#include "grpcpp/impl/client_unary_call.h"
-#include "grpcpp/impl/rpc_service_method.h"
-#include "grpcpp/support/method_handler.h"
 #include "nlohmann/json.hpp"
+#include "tests/bench/wire/baselines.h"
 #include "tests/testing/memory_cluster.h"
 
 namespace membank {
@@ -36,134 +29,144 @@ void Check(const absl::Status& status) {
   exit(1);
 }
 
-// --- Raw TCP ----------------------------------------------------------------------------------------------------------------------------
+// --- What is measured -------------------------------------------------------------------------------------------------------------------
 
-void SendAll(int fd, const void* data, size_t size) {
-  for (const char* p = static_cast<const char*>(data); size > 0;) {
-    const ssize_t n = send(fd, p, size, MSG_NOSIGNAL);
-    if (n <= 0) exit(1);
-    p += n;
-    size -= static_cast<size_t>(n);
-  }
+struct Table {
+  const char* key;
+  uint32_t blocks, width;  // blocks of 3 * 35 layers * 512 * width elements
+  DType dtype;
+  double fetch_target;
+};
+constexpr Table kTables[] = {{"small", 32, 16, DType::kBF16, 0.65}, {"large", 8, 64, DType::kF32, 0.85}};
+
+BankSpec Spec(const Table& table) {
+  BankSpec spec = testing_support::TinySpec();
+  spec.fan_out = table.blocks;
+  spec.widths = {table.width};
+  spec.layers = 35;
+  spec.hidden = 512;
+  spec.dtype = table.dtype;
+  return spec;
 }
 
-bool ReceiveAll(int fd, void* data, size_t size) {
-  for (char* p = static_cast<char*>(data); size > 0;) {
-    const ssize_t n = recv(fd, p, size, 0);
-    if (n <= 0) return false;
-    p += n;
-    size -= static_cast<size_t>(n);
-  }
-  return true;
+using Blocks = std::vector<std::vector<uint8_t>>;
+
+// --- The server's process ---------------------------------------------------------------------------------------------------------------
+
+// Serves the table's bank and, naively, the same number of bytes until stdin ends. Its one line of output says where.
+int Serve(const Table& table) {
+  const BankSpec spec = Spec(table);
+  testing_support::MemoryCluster over_tcp(spec, 1), over_unix(spec, 0);
+  over_unix.Start(*SlotMap::Striped({{"m0", "unix:" + over_unix.directory() + "/m0.sock"}}));
+  NaiveService naive(Blocks(table.blocks, std::vector<uint8_t>(spec.BlockBytes(1), 1)));
+  const auto naive_server = *RpcServer::Start({}, {&naive});
+  const nlohmann::json ready = {{"tcp", over_tcp.slot_map_path()}, {"unix", over_unix.slot_map_path()}, {"naive", naive_server->address()}};
+  std::cout << ready.dump() << std::endl;
+  std::cin.get();
+  return 0;
 }
 
-// Two ends of a TCP connection over loopback.
-struct TcpPair {
-  TcpPair() {
-    const int listener = socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t length = sizeof(address);
-    bind(listener, reinterpret_cast<sockaddr*>(&address), length);
-    listen(listener, 1);
-    getsockname(listener, reinterpret_cast<sockaddr*>(&address), &length);
-    client = socket(AF_INET, SOCK_STREAM, 0);
-    if (connect(client, reinterpret_cast<sockaddr*>(&address), length) != 0) exit(1);
-    server = accept(listener, nullptr, nullptr);
-    close(listener);
-    const int on = 1;
-    for (int fd : {client, server}) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+class ServerProcess {
+ public:
+  ServerProcess(const char* self, const Table& table) {
+    int in[2], out[2];
+    if (pipe2(in, O_CLOEXEC) != 0 || pipe2(out, O_CLOEXEC) != 0) exit(1);
+    posix_spawn_file_actions_t files;
+    posix_spawn_file_actions_init(&files);
+    posix_spawn_file_actions_adddup2(&files, in[0], 0);
+    posix_spawn_file_actions_adddup2(&files, out[1], 1);
+    const char* const arguments[] = {self, "--serve", table.key, nullptr};
+    if (posix_spawn(&pid_, "/proc/self/exe", &files, nullptr, const_cast<char**>(arguments), environ) != 0) exit(1);
+    posix_spawn_file_actions_destroy(&files);
+    close(in[0]);
+    close(out[1]);
+    stdin_ = in[1];
+    std::string line;
+    for (char c; read(out[0], &c, 1) == 1 && c != '\n';) line += c;
+    close(out[0]);
+    ready = nlohmann::json::parse(line);
+    clock_getcpuclockid(pid_, &clock_);
   }
-  ~TcpPair() {
-    close(client);
-    close(server);
+  ~ServerProcess() {
+    close(stdin_);
+    waitpid(pid_, nullptr, 0);
   }
-  int client, server;
+  double CpuSeconds() const {
+    timespec client, server;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &client);
+    clock_gettime(clock_, &server);
+    return static_cast<double>(client.tv_sec + server.tv_sec) + 1e-9 * static_cast<double>(client.tv_nsec + server.tv_nsec);
+  }
+
+  nlohmann::json ready;
+
+ private:
+  pid_t pid_;
+  int stdin_;
+  clockid_t clock_;
 };
 
-// Answers a block's number with its bytes (fetch), or takes its bytes and answers its number (push).
-class TcpBlocks {
+// --- The client's side ------------------------------------------------------------------------------------------------------------------
+
+struct Cost {
+  double seconds = 0;      // on the clock
+  double cpu_seconds = 0;  // of both processes: what a busy machine does not change
+  void Add(Cost other) {
+    seconds += other.seconds;
+    cpu_seconds += other.cpu_seconds;
+  }
+};
+
+const ServerProcess* server_process = nullptr;  // the one that is measured now
+
+Cost Timed(const std::function<void()>& work) {
+  const auto start = Clock::now();
+  const double cpu = server_process->CpuSeconds();
+  work();
+  return {std::chrono::duration<double>(Clock::now() - start).count(), server_process->CpuSeconds() - cpu};
+}
+
+// A training run over one bank, and reads of it.
+class Trainer {
  public:
-  TcpBlocks(const std::vector<std::vector<uint8_t>>& blocks, bool push) : blocks_(blocks) {
-    thread_ = std::thread([this, push] {
-      uint32_t index;
-      std::vector<uint8_t> received(blocks_[0].size());
-      while (ReceiveAll(pair_.server, &index, 4)) {
-        if (push) {
-          if (!ReceiveAll(pair_.server, received.data(), received.size())) return;
-          SendAll(pair_.server, &index, 4);
-        } else {
-          SendAll(pair_.server, blocks_[index].data(), blocks_[index].size());
-        }
-      }
-    });
+  Trainer(const std::string& slot_map_path, const BankSpec& spec, const Blocks* gradients) : spec_(spec), gradients_(*gradients) {
+    MemoryClientOptions options;
+    options.slot_map_path = slot_map_path;
+    auto client = MemoryClient::Connect(options);
+    Check(client.status());
+    client_ = *std::move(client);
+    RunSettings run;
+    run.run_id = "bench";
+    run.optimizer = OptimizerKind::kSgd;
+    Check(client_->BeginRun(run));
+    Push(0, spec.fan_out);  // from here on all blocks are the shard's own payloads
+    Prepare();
+    Apply();
   }
-  ~TcpBlocks() {
-    shutdown(pair_.client, SHUT_RDWR);
-    thread_.join();
+
+  Cost Push(uint32_t first, uint32_t count) {
+    ++step_;
+    std::vector<BlockGradient> gradients;
+    for (uint32_t i = first; i < first + count; ++i) gradients.push_back({{1, i % spec_.fan_out}, DType::kBF16, gradients_[i % spec_.fan_out]});
+    return Timed([&] { Check(client_->Push({"bench", 1, step_}, 0, gradients)); });
   }
-  void Fetch(uint32_t index, std::vector<uint8_t>* destination) {
-    SendAll(pair_.client, &index, 4);
-    if (!ReceiveAll(pair_.client, destination->data(), destination->size())) exit(1);
+  Cost Prepare() {
+    return Timed([&] { Check(client_->PrepareStep({"bench", 1, step_}, std::chrono::seconds(20)).status()); });
   }
-  void Push(uint32_t index) {
-    SendAll(pair_.client, &index, 4);
-    SendAll(pair_.client, blocks_[index].data(), blocks_[index].size());
-    if (!ReceiveAll(pair_.client, &index, 4)) exit(1);
+  void Apply() { Check(client_->ApplyStep({"bench", 1, step_}, {1.0f, 1.0f, 0.0f})); }
+
+  // Blocks first, first + 1, ... into the destinations.
+  Cost Fetch(uint32_t first, absl::Span<std::vector<uint8_t>> destinations) {
+    std::vector<BlockFetch> wanted;
+    for (uint32_t i = 0; i < destinations.size(); ++i) wanted.push_back({{1, (first + i) % spec_.fan_out}, absl::MakeSpan(destinations[i])});
+    return Timed([&] { Check(client_->Fetch(absl::MakeSpan(wanted), {})); });
   }
 
  private:
-  const std::vector<std::vector<uint8_t>>& blocks_;
-  TcpPair pair_;
-  std::thread thread_;
-};
-
-// --- The naive way ----------------------------------------------------------------------------------------------------------------------
-
-constexpr char kNaiveMethod[] = "/membank.bench.Naive/Get";
-
-class NaiveService final : public grpc::Service {
- public:
-  explicit NaiveService(const std::vector<std::vector<uint8_t>>& blocks) {
-    for (size_t i = 0; i < blocks.size(); ++i) store_[i] = std::string(blocks[i].begin(), blocks[i].end());
-    AddMethod(new grpc::internal::RpcServiceMethod(
-        kNaiveMethod, grpc::internal::RpcMethod::NORMAL_RPC,
-        new grpc::internal::RpcMethodHandler<NaiveService, v1::BlockId, v1::FetchChunk, google::protobuf::MessageLite, google::protobuf::MessageLite>(
-            [](NaiveService* service, grpc::ServerContext*, const v1::BlockId* request, v1::FetchChunk* reply) {
-              const std::string value = service->store_.at(request->cluster());  // DB::Get(key, &value)
-              reply->set_data(value);
-              return grpc::Status::OK;
-            },
-            this)));
-  }
-
- private:
-  std::map<size_t, std::string> store_;
-};
-
-class NaiveBlocks {
- public:
-  explicit NaiveBlocks(const std::vector<std::vector<uint8_t>>& blocks) : service_(blocks) {
-    server_ = *RpcServer::Start({}, {&service_});
-    channel_ = (*MakeChannels(server_->address(), {}))[0];
-  }
-  void Fetch(uint32_t index, std::vector<uint8_t>* destination) {
-    grpc::ClientContext context;
-    v1::BlockId request;
-    request.set_cluster(index);
-    v1::FetchChunk reply;
-    const grpc::internal::RpcMethod method(kNaiveMethod, grpc::internal::RpcMethod::NORMAL_RPC);
-    const grpc::Status status = grpc::internal::BlockingUnaryCall<v1::BlockId, v1::FetchChunk, google::protobuf::MessageLite,
-                                                                  google::protobuf::MessageLite>(channel_.get(), method, &context, request, &reply);
-    if (!status.ok()) exit(1);
-    std::memcpy(destination->data(), reply.data().data(), destination->size());  // tensor.clone()
-  }
-
- private:
-  NaiveService service_;
-  std::unique_ptr<RpcServer> server_;
-  std::shared_ptr<grpc::Channel> channel_;
+  const BankSpec spec_;
+  const Blocks& gradients_;  // bf16, one for each block
+  std::unique_ptr<MemoryClient> client_;
+  uint64_t step_ = 0;
 };
 
 // --- Measuring --------------------------------------------------------------------------------------------------------------------------
@@ -171,142 +174,101 @@ class NaiveBlocks {
 struct Variant {
   std::string name;
   double target;                  // ratio to the first variant; 0: shown only
-  std::function<double()> once;   // moves bytes_per_call bytes, returns the seconds that count
+  std::function<Cost()> once;     // moves bytes_per_call bytes, returns what counts
 };
 
 struct Row {
   std::string figure, baseline;
   double value, base, target;
-  double cpu_seconds_per_gb;      // both ends and the kernel: what a busy machine does not change
+  double cpu_seconds_per_gb;
 };
 
-double CpuSeconds() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  const auto seconds = [](timeval t) { return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec); };
-  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
-}
+std::string only;  // part of the figures' names
 
 // Windows of 100 ms take turns; GB/s of each variant's 90th percentile.
-std::vector<Row> Measure(const std::string& title, double bytes_per_call, const std::vector<Variant>& variants, double seconds) {
+void Measure(const std::string& title, double bytes_per_call, std::vector<Variant> variants, double seconds,
+             std::vector<Row>* rows) {
+  std::erase_if(variants, [&](const Variant& variant) { return (title + ", " + variant.name).find(only) == std::string::npos; });
+  if (variants.empty()) return;
   std::vector<std::vector<double>> windows(variants.size());
   std::vector<double> cpu(variants.size()), moved(variants.size());
   for (const Variant& variant : variants) variant.once();  // warm
   const int rounds = std::max(5, static_cast<int>(seconds / 0.1 / static_cast<double>(variants.size())));
   for (int round = 0; round < rounds; ++round) {
     for (size_t v = 0; v < variants.size(); ++v) {
-      double spent = 0, bytes = 0;
-      const double cpu_start = CpuSeconds();
-      while (spent < 0.1) {
-        spent += variants[v].once();
+      Cost spent;
+      double bytes = 0;
+      while (spent.seconds < 0.1) {
+        spent.Add(variants[v].once());
         bytes += bytes_per_call;
       }
-      windows[v].push_back(bytes / spent / 1e9);
-      cpu[v] += CpuSeconds() - cpu_start;
+      windows[v].push_back(bytes / spent.seconds / 1e9);
+      cpu[v] += spent.cpu_seconds;
       moved[v] += bytes / 1e9;
     }
   }
-  std::vector<Row> rows;
+  double base = 0;
   for (size_t v = 0; v < variants.size(); ++v) {
     std::sort(windows[v].begin(), windows[v].end());
     const double value = windows[v][windows[v].size() * 9 / 10];
-    rows.push_back({title + ", " + variants[v].name, variants[0].name, value, rows.empty() ? value : rows[0].value, variants[v].target, cpu[v] / moved[v]});
-    printf("%-67s %6.2f GB/s %6.2f cpu-s/GB  %5.2f of %s%s\n", rows.back().figure.c_str(), value, rows.back().cpu_seconds_per_gb, value / rows.back().base, variants[0].name.c_str(),
-           variants[v].target == 0 ? "" : fmt::format("  target {:.2f}: {}", variants[v].target,
-                                                      value / rows.back().base >= variants[v].target ? "held" : "NOT held").c_str());
+    if (v == 0) base = value;
+    const Row row{title + ", " + variants[v].name, variants[0].name, value, base, variants[v].target, cpu[v] / moved[v]};
+    printf("%-76s %6.2f GB/s %6.2f cpu-s/GB  %5.2f of %s%s\n", row.figure.c_str(), value, row.cpu_seconds_per_gb, value / base, row.baseline.c_str(),
+           row.target == 0 ? "" : fmt::format("  target {:.2f}: {}", row.target, value / base >= row.target ? "held" : "NOT held").c_str());
     fflush(stdout);
+    rows->push_back(row);
   }
-  return rows;
 }
 
-double Timed(const std::function<void()>& work) {
-  const auto start = Clock::now();
-  work();
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-// One level of `clusters` blocks of 3 * layers * 512 * width elements.
-BankSpec Spec(uint32_t clusters, uint32_t width, DType dtype) {
-  BankSpec spec = testing_support::TinySpec();
-  spec.fan_out = clusters;
-  spec.widths = {width};
-  spec.layers = 35;
-  spec.hidden = 512;
-  spec.dtype = dtype;
-  return spec;
-}
-
-std::vector<Row> BenchBlocks(const BankSpec& spec, double fetch_target, double seconds) {
+void Bench(const char* self, const Table& table, double seconds, std::vector<Row>* rows) {
+  ServerProcess server(self, table);
+  server_process = &server;
+  const BankSpec spec = Spec(table);
   const size_t bytes = spec.BlockBytes(1);
-  const uint32_t count = spec.fan_out;
   const std::string size = fmt::format("{:.1f} MB", static_cast<double>(bytes) / 1e6);
-  testing_support::MemoryCluster cluster(spec, 1);
-  const auto client = cluster.Connect();
-
-  // Train every block once, so that what is fetched are the shard's own payloads.
-  RunSettings run;
-  run.run_id = "bench";
-  run.optimizer = OptimizerKind::kSgd;
-  Check(client->BeginRun(run));
-  std::vector<uint16_t> gradient(spec.BlockElements(1), FloatToBF16(-1.0f));
-  const auto gradient_bytes = absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(gradient.data()), gradient.size() * 2);
-  uint64_t step = 0;
-  const auto push = [&](uint32_t first, uint32_t n) {
-    ++step;
-    std::vector<BlockGradient> gradients;
-    for (uint32_t i = 0; i < n; ++i) gradients.push_back({{1, (first + i) % count}, DType::kBF16, gradient_bytes});
-    Check(client->Push({"bench", 1, step}, 0, gradients));
-  };
-  const auto prepare = [&] { Check(client->PrepareStep({"bench", 1, step}, std::chrono::seconds(20)).status()); };
-  const auto apply = [&] { Check(client->ApplyStep({"bench", 1, step}, {1.0f, 1.0f, 0.0f})); };
-  push(0, count);
-  prepare();
-  apply();
-
-  std::vector<std::vector<uint8_t>> blocks(count, std::vector<uint8_t>(bytes));
-  std::vector<BlockFetch> all;
-  for (uint32_t i = 0; i < count; ++i) all.push_back({{1, i}, absl::MakeSpan(blocks[i])});
-  Check(client->Fetch(absl::MakeSpan(all), {}));
-
-  std::vector<Row> rows;
+  const std::vector<uint16_t> ones(spec.BlockElements(1), FloatToBF16(-1.0f));
+  const auto* const gradient = reinterpret_cast<const uint8_t*>(ones.data());
+  const size_t gradient_bytes = ones.size() * 2;
+  const Blocks gradients(table.blocks, std::vector<uint8_t>(gradient, gradient + gradient_bytes));
+  Trainer tcp(server.ready["tcp"], spec, &gradients), unix_socket(server.ready["unix"], spec, &gradients);
+  NaiveClient naive(server.ready["naive"]);
+  uint32_t next = 0;
+  const auto advance = [&](uint32_t count) { return std::exchange(next, next + count); };
   {
-    TcpBlocks tcp(blocks, false);
-    NaiveBlocks naive(blocks);
-    std::vector<std::vector<uint8_t>> destinations(4, std::vector<uint8_t>(bytes));
-    uint32_t next = 0;
-    const auto ours = [&](uint32_t n) {
-      std::vector<BlockFetch> wanted;
-      for (uint32_t i = 0; i < n; ++i, ++next) wanted.push_back({{1, next % count}, absl::MakeSpan(destinations[next % 4])});
-      return Timed([&] { Check(client->Fetch(absl::MakeSpan(wanted), {})); });
+    const Blocks blocks(table.blocks, std::vector<uint8_t>(bytes, 1));
+    TcpBlocks raw(blocks, false);
+    Blocks to(4, std::vector<uint8_t>(bytes));
+    const auto each = [&](auto fetch) {
+      return Timed([&] { for (auto& destination : to) fetch(advance(1) % table.blocks, &destination); });
     };
-    // Four blocks a turn for every variant; the last one asks for all of them in one call.
-    rows = Measure("fetch " + size, static_cast<double>(bytes) * 4,
-                   {{"raw TCP", 0, [&] { return Timed([&] { for (int i = 0; i < 4; ++i) tcp.Fetch(next++ % count, &destinations[i]); }); }},
-                    {"one block per call", fetch_target, [&] { return ours(1) + ours(1) + ours(1) + ours(1); }},
-                    {"four blocks in one call", fetch_target, [&] { return ours(4); }},
-                    {"naive (string, proto, unary, copy)", 0,
-                     [&] { return Timed([&] { for (int i = 0; i < 4; ++i) naive.Fetch(next++ % count, &destinations[i]); }); }}},
-                   seconds);
+    // Four blocks a turn for every variant.
+    Measure("fetch " + size, static_cast<double>(bytes) * 4,
+            {{"raw TCP", 0, [&] { return each([&](uint32_t i, auto* destination) { raw.Fetch(i, destination); }); }},
+             {"one block per call", table.fetch_target,
+              [&] { return each([&](uint32_t i, auto* destination) { tcp.Fetch(i, absl::MakeSpan(destination, 1)); }); }},
+             {"four blocks in one call", table.fetch_target, [&] { return tcp.Fetch(advance(4), absl::MakeSpan(to)); }},
+             {"Unix socket, one block per call", 0,
+              [&] { return each([&](uint32_t i, auto* destination) { unix_socket.Fetch(i, absl::MakeSpan(destination, 1)); }); }},
+             {"Unix socket, four blocks in one call", 0, [&] { return unix_socket.Fetch(advance(4), absl::MakeSpan(to)); }},
+             {"naive (string, proto, unary, copy)", 0, [&] { return each([&](uint32_t i, auto* destination) { naive.Fetch(i, destination); }); }}},
+            seconds, rows);
   }
   {
-    std::vector<std::vector<uint8_t>> gradients(count, std::vector<uint8_t>(gradient_bytes.begin(), gradient_bytes.end()));
-    TcpBlocks tcp(gradients, true);
-    uint32_t next = 0;
-    const auto turn = [&](bool with_sum) {
-      next += 4;
-      double spent = Timed([&] { push(next, std::min(4u, count)); });
-      const double sum = Timed(prepare);
-      apply();
-      return with_sum ? spent + sum : spent;
+    TcpBlocks raw(gradients, true);
+    const auto turn = [&](Trainer& trainer, bool with_sum) {
+      Cost spent = trainer.Push(advance(4), 4);
+      const Cost sum = trainer.Prepare();
+      trainer.Apply();
+      if (with_sum) spent.Add(sum);
+      return spent;
     };
-    const auto pushed = Measure("push of bf16 gradients, blocks of " + size, static_cast<double>(gradient_bytes.size()) * 4,
-                                {{"raw TCP", 0, [&] { return Timed([&] { for (int i = 0; i < 4; ++i) tcp.Push(next++ % count); }); }},
-                                 {"four blocks in one push", 0, [&] { return turn(false); }},
-                                 {"pushed and summed into fp32", 0.65, [&] { return turn(true); }}},
-                                seconds);
-    rows.insert(rows.end(), pushed.begin(), pushed.end());
+    Measure("push of bf16 gradients, blocks of " + size, static_cast<double>(gradient_bytes) * 4,
+            {{"raw TCP", 0, [&] { return Timed([&] { for (int i = 0; i < 4; ++i) raw.Push(advance(1) % table.blocks); }); }},
+             {"four blocks in one push", 0, [&] { return turn(tcp, false); }},
+             {"pushed and summed into fp32", 0.65, [&] { return turn(tcp, true); }},
+             {"Unix socket, pushed and summed into fp32", 0, [&] { return turn(unix_socket, true); }}},
+            seconds, rows);
   }
-  return rows;
 }
 
 }  // namespace
@@ -320,16 +282,19 @@ int main(int argc, char** argv) {
     const std::string word = argv[i];
     if (word == "--seconds" && i + 1 < argc) {
       seconds = std::atof(argv[++i]);
+    } else if (word == "--only" && i + 1 < argc) {
+      membank::only = argv[++i];
     } else if (word == "--json" && i + 1 < argc) {
       json_path = argv[++i];
+    } else if (word == "--serve" && i + 1 < argc) {
+      return membank::Serve(membank::kTables[std::string(argv[++i]) == "large"]);
     } else {
-      fprintf(stderr, "wire_bench: unknown argument '%s' (allowed: --seconds N, --json FILE)\n", word.c_str());
+      fprintf(stderr, "wire_bench: unknown argument '%s' (allowed: --seconds N, --only TEXT, --json FILE)\n", word.c_str());
       return 2;
     }
   }
-  std::vector<membank::Row> rows = membank::BenchBlocks(membank::Spec(32, 16, membank::DType::kBF16), 0.65, seconds);
-  const auto large = membank::BenchBlocks(membank::Spec(8, 64, membank::DType::kF32), 0.85, seconds);
-  rows.insert(rows.end(), large.begin(), large.end());
+  std::vector<membank::Row> rows;
+  for (const membank::Table& table : membank::kTables) membank::Bench(argv[0], table, seconds, &rows);
   if (!json_path.empty()) {
     nlohmann::json out = nlohmann::json::array();
     for (const membank::Row& row : rows) {

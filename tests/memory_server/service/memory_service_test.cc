@@ -115,6 +115,7 @@ TEST_F(MemoryServiceTest, UntouchedBlocksOfBothServersAreTheInitialValues) {
 TEST_F(MemoryServiceTest, UnchangedBlocksTravelWithoutPayload) {
   ASSERT_OK(client_->BeginRun(SgdRun()));
   ASSERT_OK(Step(1, {1, 2}, 3));
+  const ClientTraffic before = client_->traffic();
   Fetched fetched = Want(spec_, {{1, 1}, {1, 2}, {1, 2}});
   fetched.blocks[0].newer_than = 0;
   fetched.blocks[1].newer_than = 0;
@@ -127,6 +128,18 @@ TEST_F(MemoryServiceTest, UnchangedBlocksTravelWithoutPayload) {
   EXPECT_EQ(Count(fetched, 1), 3);
   EXPECT_TRUE(fetched.blocks[2].unchanged);
   EXPECT_EQ(client_->traffic().unchanged_blocks, 2u);
+  EXPECT_EQ(client_->traffic().fetched_bytes - before.fetched_bytes, spec_.BlockBytes(1));
+}
+
+TEST_F(MemoryServiceTest, UnixSocketsServeAWorkerOnTheSameMachine) {
+  cluster_.Start(*SlotMap::Striped({{"m0", "unix:" + cluster_.directory() + "/m0.sock"}, {"m1", "unix:" + cluster_.directory() + "/m1.sock"}}, 2));
+  client_ = cluster_.Connect();
+  ASSERT_OK(client_->BeginRun(SgdRun()));
+  ASSERT_OK(Step(1, {1, 2}, 3));
+  Fetched fetched = Want(spec_, {{1, 1}, {1, 2}});
+  ASSERT_OK(client_->Fetch(absl::MakeSpan(fetched.blocks), {}));
+  EXPECT_EQ(fetched.values[0], Initial(spec_, {1, 1}));
+  EXPECT_EQ(Count(fetched, 1), 3);
 }
 
 // Integer gradients with SGD and learning rate 1: a weight's value is the count of what was applied.
