@@ -35,12 +35,13 @@ def make_anchor(directory):
 
 
 class MemoryServers:
-    """The memory servers of one bank: spec, slot map and data live in `directory`. Use with contextlib.closing."""
+    """The memory servers of one bank: spec, slot map and data live in `directory`, `arguments` go to each. Use with contextlib.closing."""
 
-    def __init__(self, directory, spec, count=2):
+    def __init__(self, directory, spec, count=2, arguments=("--admin-listen", "")):
         self.directory = pathlib.Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.spec = spec
+        self.arguments = [str(word) for word in arguments]
         self.ports = {f"m{i}": port for i, port in enumerate(free_ports(count))}
         self.slot_map = self.directory / "slots.json"
         servers = [word for name, port in self.ports.items() for word in ("--server", f"{name}=127.0.0.1:{port}")]
@@ -53,8 +54,9 @@ class MemoryServers:
             ready.unlink(missing_ok=True)
             with open(self.directory / f"{name}.log", "ab") as log:
                 self.running[name] = subprocess.Popen(
-                    [BINARIES / "membank-memory-server", "--server-id", name, "--listen", f"127.0.0.1:{port}", "--admin-listen", "", "--data-dir",
-                     self.directory / name, "--bank-spec", self.spec, "--slot-map", self.slot_map, "--ready-file", ready], stdout=log, stderr=log)
+                    [BINARIES / "membank-memory-server", "--server-id", name, "--listen", f"127.0.0.1:{port}", "--data-dir",
+                     self.directory / name, "--bank-spec", self.spec, "--slot-map", self.slot_map, "--ready-file", ready, *self.arguments],
+                    stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         for name, process in self.running.items():
             while not (self.directory / f"{name}.ready").exists():
