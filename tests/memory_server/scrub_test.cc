@@ -46,11 +46,11 @@ class ScrubTest : public testing::Test {
       const WeightsRecord weights{1, Crc32c(payload.data(), payload.size()), payload};
       const std::string header = EncodeWeightsHeader(weights), state = EncodeStateHeader({1, 1, payload, {}, {}});
       const auto bytes = [](const std::string& text) { return absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(text.data()), text.size()); };
-      ASSERT_TRUE(head->weights->Apply({BlockStore::Write{BlockKey({1, cluster}), {bytes(header), payload}}}).ok());
-      ASSERT_TRUE(head->state->Apply({BlockStore::Write{BlockKey({1, cluster}), {bytes(state), payload}}}).ok());
+      ASSERT_TRUE((*head)->weights->Apply({BlockStore::Write{BlockKey({1, cluster}), {bytes(header), payload}}}).ok());
+      ASSERT_TRUE((*head)->state->Apply({BlockStore::Write{BlockKey({1, cluster}), {bytes(state), payload}}}).ok());
       payloads_.push_back(std::move(payload));
     }
-    ASSERT_TRUE(store_->Prepare("c", {}, {}, *head).ok());
+    ASSERT_TRUE(store_->Prepare("c", {}, {}, **head).ok());
     ASSERT_TRUE(store_->Commit("c").ok());
   }
   void TearDown() override {
