@@ -105,7 +105,9 @@ class AccessMatrix : public testing::Test {
     const grpc::Status status = stubs_["trainer"]->BeginRun(&context, begin, &begun);
     ASSERT_TRUE(status.ok()) << status.error_message();
   }
-  void TearDown() override { shard_->Shutdown(); }
+  void TearDown() override {
+    if (shard_) shard_->Shutdown();
+  }
 
   std::unique_ptr<v1::MemoryService::Stub> Connect(const TlsFiles& tls) {
     ChannelOptions options;
@@ -254,7 +256,6 @@ TEST_F(AccessMatrix, TheTableOutlivesTheServer) {
   EXPECT_EQ(*(*reopened)->table(), table_);
   ASSERT_TRUE(WriteFileAtomic(directory_.path() + "/m0/access.json", "{\"epoch\": 3").ok());
   EXPECT_EQ(AccessControl::Open(directory_.path() + "/m0", 4, 2, {}).status().code(), absl::StatusCode::kDataLoss);
-  SetUp();  // for TearDown
 }
 
 // Without TLS everybody is anonymous: may administer what nobody owns, and nothing that somebody owns.

@@ -85,7 +85,11 @@ class FakeMemory final : public MemoryClient {
 
   void Hold(BlockId id) { absl::MutexLock lock(&mu_); held_.insert(id); }
   void Release() { absl::MutexLock lock(&mu_); held_.clear(); }
-  void Fail(BlockId id, absl::Status status) { absl::MutexLock lock(&mu_); failing_[id] = std::move(status); }
+  void Fail(BlockId id, absl::Status status) {  // OK: no longer
+    absl::MutexLock lock(&mu_);
+    if (status.ok()) failing_.erase(id);
+    else failing_[id] = std::move(status);
+  }
   void Block(BlockId id) { absl::MutexLock lock(&mu_); blocked_.insert(id); }   // served as blocked
   void Zero(BlockId id) { absl::MutexLock lock(&mu_); zero_.insert(id); }       // served, and all its values are zero
   void SetVersion(uint64_t version) { absl::MutexLock lock(&mu_); version_ = version; }
