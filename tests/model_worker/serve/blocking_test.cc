@@ -6,7 +6,7 @@
 namespace membank::serve_test {
 namespace {
 
-constexpr absl::Duration kLease = absl::Milliseconds(500);
+constexpr absl::Duration kLease = absl::Seconds(1);
 
 class BlockingTest : public ServeTest {
  protected:
