@@ -1,6 +1,7 @@
 // Matrix products of any size, c = a b: bound by arithmetic. A panel of b (two vectors of columns) is laid out for the inner loop while the
 // next one is on its way into the cache, then every row of a passes over it. bf16 is multiplied in pairs (vdpbf16ps) where the CPU can,
-// else as fp32. Each element of c is one fp32 sum in ascending k, whatever the number of rows, columns and threads, rounded once.
+// else as fp32. Each element of c is a sum of fp32 sums over runs of k, in ascending k whatever the number of rows, columns and threads, and
+// is rounded once.
 #pragma once
 
 #include <cstdlib>
@@ -23,6 +24,10 @@ constexpr int kPair = sizeof(T) == 2 ? 2 : 1;          // steps of k that one in
 template <typename T>
 constexpr int kPair = 1;
 #endif
+
+// Steps summed in registers from zero before they are added to the runs before: short for fp32, whose rounding the golden logits show.
+template <typename T>
+constexpr int64_t kRun = sizeof(T) == sizeof(float) ? 64 : 256;
 
 using Lane = uint32_t;                                 // of a packed panel: an fp32 value, or two bf16 of neighbouring k
 
@@ -144,34 +149,38 @@ struct Ahead {                                         // lines to bring into th
   int64_t stride;
 };
 
-// sum [R, kPanel] += a [R, k] * panel
+// sums [R, kPanel] += a [R, k] * panel, run by run
 template <typename T, int R>
 inline void MultiplyBlock(int64_t k, const T* a, int64_t stride, const Lane* panel, Ahead& ahead, float* sums) {
-  Vector sum[R][2];
-  for (int r = 0; r < R; ++r) {
-    for (int j = 0; j < 2; ++j) sum[r][j] = *reinterpret_cast<const Vector*>(sums + r * kPanel + j * kLanes);
-  }
   const int64_t steps = k / kPair<T>;
   const uint8_t* next = ahead.next;
-  for (int64_t step = 0; step < steps; ++step) {
-    __builtin_prefetch(next, 0, 2);
-    next += ahead.stride;
+  int64_t step = 0;
+  do {
+    Vector sum[R][2];
     for (int r = 0; r < R; ++r) {
-      const Lane x = LoadLane(a + r * stride);
-      for (int j = 0; j < 2; ++j) Multiply<T>(sum[r][j], x, panel + j * kLanes);
+      for (int j = 0; j < 2; ++j) sum[r][j] = Vector{};
     }
-    a += kPair<T>;
-    panel += kPanel;
-  }
+    const int64_t end = step + kRun<T> < steps ? step + kRun<T> : steps;
+    for (; step < end; ++step) {
+      __builtin_prefetch(next, 0, 2);
+      next += ahead.stride;
+      for (int r = 0; r < R; ++r) {
+        const Lane x = LoadLane(a + r * stride);
+        for (int j = 0; j < 2; ++j) Multiply<T>(sum[r][j], x, panel + j * kLanes);
+      }
+      a += kPair<T>;
+      panel += kPanel;
+    }
+    if (step == steps && k % kPair<T> != 0) {
+      for (int r = 0; r < R; ++r) {
+        for (int j = 0; j < 2; ++j) Multiply<T>(sum[r][j], LastLane(a + r * stride), panel + j * kLanes);
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int j = 0; j < 2; ++j) *reinterpret_cast<Vector*>(sums + r * kPanel + j * kLanes) += sum[r][j];
+    }
+  } while (step < steps);
   ahead.next = next;
-  if (k % kPair<T> != 0) {
-    for (int r = 0; r < R; ++r) {
-      for (int j = 0; j < 2; ++j) Multiply<T>(sum[r][j], LastLane(a + r * stride), panel + j * kLanes);
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    for (int j = 0; j < 2; ++j) *reinterpret_cast<Vector*>(sums + r * kPanel + j * kLanes) = sum[r][j];
-  }
 }
 
 template <typename T, int R = kBlockRows>
