@@ -7,18 +7,16 @@ void MemoryServers::AddOptions(CLI::App* command) {
   group->add_option("--slot-map", slot_map, "slot map file, as `membank bank slots init` writes it")->check(CLI::ExistingFile);
   group->add_option("--memory-servers", servers, "addresses host:port,host:port: a striped slot map in this order")->delimiter(',');
   group->require_option(1);
-  command->add_option("--tls-certificate", tls_certificate, "PEM certificate that says who you are; its names decide what you may do");
-  command->add_option("--tls-key", tls_key, "PEM private key of the certificate");
-  command->add_option("--tls-authority", tls_authority, "PEM authorities of the servers' certificates; empty: no TLS");
+  command->add_option("--tls-certificate", tls.certificate, "PEM certificate that says who you are; its names decide what you may do");
+  command->add_option("--tls-key", tls.key, "PEM private key of the certificate");
+  command->add_option("--tls-authority", tls.authority, "PEM authorities of the servers' certificates; empty: no TLS");
 }
 
 MemoryClientOptions MemoryServers::Options() const {
   MemoryClientOptions options;
   options.slot_map_path = slot_map;
   options.servers = servers;
-  options.tls_certificate = tls_certificate;
-  options.tls_key = tls_key;
-  options.tls_authority = tls_authority;
+  options.tls = tls;
   return options;
 }
 

@@ -15,7 +15,7 @@ struct MemoryServers {
   std::string slot_map;
   std::vector<std::string> servers;
 
-  std::string tls_certificate, tls_key, tls_authority;
+  TlsFiles tls;
 
   // --slot-map FILE | --memory-servers a,b. Exactly one must be given. And --tls-certificate, --tls-key, --tls-authority.
   void AddOptions(CLI::App* command);

@@ -9,8 +9,6 @@
 #include "common/base/malloc_tuning.h"
 #include "common/base/status_macros.h"
 #include "common/config/config.h"
-#include "common/rpc/admin_server.h"
-#include "common/rpc/server.h"
 #include "common/rpc/service_process.h"
 #include "memory_server/memory_service.h"
 #include "memory_server/options.h"
@@ -35,7 +33,7 @@ absl::StatusOr<BankSpec> LoadSpec(const MemoryServerOptions& options) {
 
 absl::StatusOr<SlotMap> LoadSlotMap(const MemoryServerOptions& options) {
   if (!options.slot_map.empty()) return SlotMap::Load(options.slot_map);
-  return SlotMap::Striped({{options.server_id, options.listen}});
+  return SlotMap::Striped({{options.server_id, options.service.listen}});
 }
 
 // The stores hold a file per large block, and a published version has all of them open.
@@ -48,12 +46,7 @@ void RaiseFileLimit() {
 
 absl::Status Run(const MemoryServerOptions& options) {
   RaiseFileLimit();
-  const StopSignals stop_signals;
-  std::unique_ptr<AdminServer> admin;
-  if (!options.admin_listen.empty()) {
-    ASSIGN_OR_RETURN(admin, AdminServer::Start(options.admin_listen));
-  }
-
+  ASSIGN_OR_RETURN(const std::unique_ptr<ServiceProcess> process, ServiceProcess::Start(options.service));
   ASSIGN_OR_RETURN(const BankSpec spec, LoadSpec(options));
   ASSIGN_OR_RETURN(const SlotMap slot_map, LoadSlotMap(options));
   const int threads = options.threads > 0 ? options.threads : std::max(2u, std::thread::hardware_concurrency());
@@ -77,23 +70,12 @@ absl::Status Run(const MemoryServerOptions& options) {
                                           absl::Seconds(options.scrub_interval_s));
   }
   MemoryService service(shard.get(), threads, options.max_waiting_calls);
-  RpcServerOptions rpc;
-  rpc.listen = options.listen;
-  rpc.memory_quota_bytes = options.memory_quota_bytes;
-  rpc.tls = {options.tls_certificate, options.tls_key, options.tls_authority};
-  ASSIGN_OR_RETURN(const std::unique_ptr<RpcServer> server, RpcServer::Start(rpc, {&service}));
-  server->SetReady(true);
-  if (admin) admin->SetReady(true);
-  RETURN_IF_ERROR(WriteReadyFile(options.ready_file, {{"listen", server->address()}, {"admin", admin ? admin->address() : ""}}));
-  LOG_INFO("bank '{}' ({}), server {} of slot map epoch {}, head step {}: serving on {}, admin {}", spec.bank_id, shard->spec_hash(),
-           options.server_id, slot_map.epoch(), shard->Status().head_step, server->address(), admin ? admin->address() : "none");
-
-  LOG_INFO("{}: draining", stop_signals.Wait());
-  if (admin) admin->SetReady(false, "draining");
-  server->SetReady(false);
-  shard->Shutdown();  // calls that wait for a step end now; reads go on
-  server->Shutdown(std::chrono::milliseconds(options.drain_timeout_ms));
-  return absl::OkStatus();
+  ServiceWork work;
+  work.services = {&service};
+  work.about = fmt::format("bank '{}' ({}), server {} of slot map epoch {}, head step {}", spec.bank_id, shard->spec_hash(), options.server_id,
+                           slot_map.epoch(), shard->Status().head_step);
+  work.drain = [&](absl::Time) { shard->Shutdown(); };  // calls that wait for a step end now; reads go on
+  return process->ServeUntilStopped(work);
 }
 
 }  // namespace
@@ -102,10 +84,10 @@ absl::Status Run(const MemoryServerOptions& options) {
 int main(int argc, char** argv) {
   membank::TuneMalloc();
   membank::MemoryServerOptions options;
-  CLI::App app("membank-memory-server: one shard of a memory bank");
+  CLI::App app("membank-memory-server: one shard of a memory bank", "membank-memory-server");
   membank::BindOptions(app, &options);
   if (auto code = membank::config::Parse(app, argc, argv, [&] { return membank::Validate(options); })) return *code;
-  membank::InitLogging("memory-server", options.log_level);
+  membank::InitLogging("memory-server", options.service.log_level);
   const absl::Status status = membank::Run(options);
   if (!status.ok()) LOG_ERROR("{}", status.ToString());
   return status.ok() ? 0 : 1;

@@ -6,8 +6,7 @@
 namespace membank {
 
 void BindOptions(CLI::App& app, MemoryServerOptions* o) {
-  app.add_option("--listen", o->listen, "Address of the gRPC services, host:port (port 0: any free one) or unix:/path");
-  app.add_option("--admin-listen", o->admin_listen, "Address of /livez, /readyz and /metrics over HTTP, host:port; empty: none");
+  BindOptions(app, &o->service);
   app.add_option("--data-dir", o->data_dir, "Directory of this shard's checkpoints and versions; created when missing");
   app.add_option("--bank-spec", o->bank_spec, "JSON file with the bank's facts; needed when the data directory is empty, compared otherwise");
   app.add_option("--slot-map", o->slot_map, "JSON file that says which server has which slots; empty: this server has all");
@@ -15,8 +14,6 @@ void BindOptions(CLI::App& app, MemoryServerOptions* o) {
   app.add_option("--memory-budget", o->memory_budget_bytes,
                  "RAM for weights and optimizer state of trained blocks, in bytes or as 16GB; the rest spills to --data-dir; 0: no bound")
       ->transform(CLI::AsSizeValue(false));
-  app.add_option("--memory-quota-bytes", o->memory_quota_bytes, "Bytes of transport buffers of all calls together; above, reading pauses")
-      ->check(CLI::Range(uint64_t{16} << 20, uint64_t{1} << 46));
   app.add_option("--free-space-watermark-bytes", o->free_space_watermark_bytes,
                  "Free bytes of the disk below which pushes and checkpoints are refused; serving goes on");
   app.add_option("--read-version-cache-bytes", o->read_version_cache_bytes, "Bytes of RAM for payloads of published versions");
@@ -31,31 +28,17 @@ void BindOptions(CLI::App& app, MemoryServerOptions* o) {
   app.add_option("--threads", o->threads, "Threads for the optimizer and for reading blocks; 0: one per core")->check(CLI::Range(0, 1024));
   app.add_option("--max-waiting-calls", o->max_waiting_calls, "Calls that may wait for a step or work on one at once; more are refused")
       ->check(CLI::Range(1, 4096));
-  app.add_option("--drain-timeout-ms", o->drain_timeout_ms, "Milliseconds that running calls get to end when the server stops");
-  app.add_option("--tls-certificate", o->tls_certificate, "PEM certificate chain of this server; empty: no TLS");
-  app.add_option("--tls-key", o->tls_key, "PEM private key of the certificate");
-  app.add_option("--tls-authority", o->tls_authority, "PEM authorities of client certificates; when set, clients must show one");
   app.add_option("--administrators", o->administrators, "Names (DNS or URI) of client certificates that may administer; empty: everybody")
       ->delimiter(',');
   app.add_option("--trainers", o->trainers, "Names of client certificates that may train and checkpoint, beside the administrators; empty: everybody")
       ->delimiter(',');
-  app.add_option("--ready-file", o->ready_file, "File to write {\"listen\", \"admin\"} with the bound addresses into once calls are served");
-  app.add_option("--log-level", o->log_level, "trace, debug, info, warn, error or off")
-      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}));
 }
 
 absl::Status Validate(const MemoryServerOptions& options) {
+  RETURN_IF_ERROR(Validate(options.service));
   if (options.data_dir.empty()) return InvalidArgument("--data-dir is empty; give the directory of this shard's checkpoints and versions");
-  if (options.listen.empty()) return InvalidArgument("--listen is empty; allowed: host:port or unix:/path");
   if (options.server_id.empty()) return InvalidArgument("--server-id is empty; give the name of this server in the slot map");
-  if (options.tls_certificate.empty() != options.tls_key.empty()) {
-    return InvalidArgument("--tls-certificate is '{}' and --tls-key is '{}'; give both or none", options.tls_certificate, options.tls_key);
-  }
-  if (!options.tls_authority.empty() && options.tls_certificate.empty()) {
-    return InvalidArgument("--tls-authority {} without --tls-certificate and --tls-key; without TLS no client shows a certificate",
-                           options.tls_authority);
-  }
-  if (options.tls_authority.empty() && !(options.administrators.empty() && options.trainers.empty())) {
+  if (options.service.tls.authority.empty() && !(options.administrators.empty() && options.trainers.empty())) {
     return InvalidArgument("--administrators and --trainers name client certificates, but without --tls-authority no client shows one");
   }
   return absl::OkStatus();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "common/rpc/service_options.h"
 
 namespace CLI {
 class App;
@@ -15,14 +16,12 @@ class App;
 namespace membank {
 
 struct MemoryServerOptions {
-  std::string listen = "127.0.0.1:7101";
-  std::string admin_listen = "127.0.0.1:7191";
+  ServiceOptions service = {.listen = "127.0.0.1:7101", .admin_listen = "127.0.0.1:7191"};
   std::string data_dir;
   std::string bank_spec;
   std::string slot_map;
   std::string server_id = "m0";
   uint64_t memory_budget_bytes = 0;
-  uint64_t memory_quota_bytes = 1ull << 30;
   uint64_t free_space_watermark_bytes = 256ull << 20;
   uint64_t read_version_cache_bytes = 1ull << 30;
   uint64_t generated_cache_bytes = 256ull << 20;
@@ -32,11 +31,7 @@ struct MemoryServerOptions {
   uint32_t keep_checkpoints = 2;
   int threads = 0;
   int max_waiting_calls = 256;
-  uint64_t drain_timeout_ms = 10000;
-  std::string tls_certificate, tls_key, tls_authority;
   std::vector<std::string> administrators, trainers;
-  std::string ready_file;
-  std::string log_level = "info";
 };
 
 void BindOptions(CLI::App& app, MemoryServerOptions* options);

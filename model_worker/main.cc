@@ -9,8 +9,6 @@
 #include "common/client/access_client.h"
 #include "common/client/memory_client.h"
 #include "common/config/config.h"
-#include "common/rpc/admin_server.h"
-#include "common/rpc/server.h"
 #include "common/rpc/service_process.h"
 #include "model_worker/memory/access_watch.h"
 #include "model_worker/options.h"
@@ -24,9 +22,7 @@ MemoryClientOptions ToMemoryOptions(const WorkerOptions& options) {
   MemoryClientOptions client;
   client.slot_map_path = options.slot_map;
   client.servers = options.memory_servers;
-  client.tls_certificate = options.tls_certificate;
-  client.tls_key = options.tls_key;
-  client.tls_authority = options.tls_authority;
+  client.tls = options.service.tls;
   return client;
 }
 
@@ -71,12 +67,7 @@ std::string ModelName(const WorkerOptions& options) {
 }
 
 absl::Status Run(const WorkerOptions& options) {
-  const StopSignals stop_signals;
-  std::unique_ptr<AdminServer> admin;
-  if (!options.admin_listen.empty()) {
-    ASSIGN_OR_RETURN(admin, AdminServer::Start(options.admin_listen));
-  }
-
+  ASSIGN_OR_RETURN(const std::unique_ptr<ServiceProcess> process, ServiceProcess::Start(options.service));
   ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, LoadTokenizer(options.tokenizer.empty() ? options.anchor : options.tokenizer));
   ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> memory, ConnectMemory(options));
   ASSIGN_OR_RETURN(const std::string version, BankVersion(options, memory.get()));
@@ -86,25 +77,15 @@ absl::Status Run(const WorkerOptions& options) {
                    LoadEngine(options.anchor, dtype, memory.get(), tokenizer.get(), ToEngineOptions(options, version, access.get())));
 
   WorkerService service(engine.get(), tokenizer.get(), ModelName(options));
-  RpcServerOptions rpc;
-  rpc.listen = options.listen;
-  rpc.memory_quota_bytes = options.memory_quota_bytes;
-  rpc.tls = {options.tls_certificate, options.tls_key, options.tls_authority};
-  ASSIGN_OR_RETURN(const std::unique_ptr<RpcServer> server, RpcServer::Start(rpc, {&service}));
-  server->SetReady(true);
-  if (admin) admin->SetReady(true);
-  RETURN_IF_ERROR(WriteReadyFile(options.ready_file, {{"listen", server->address()}, {"admin", admin ? admin->address() : ""}}));
-  LOG_INFO("anchor {} ({}, {}), {}: serving on {}, admin {}", ModelName(options), engine->facts().anchor_fingerprint, options.dtype,
-           memory == nullptr ? "no memory" : fmt::format("bank '{}' version {}", memory->spec().bank_id, version.empty() ? "head" : version),
-           server->address(), admin ? admin->address() : "none");
-
-  LOG_INFO("{}: draining", stop_signals.Wait());
-  if (admin) admin->SetReady(false, "draining");
-  server->SetReady(false);
-  const uint32_t left = engine->Drain(absl::Now() + absl::Milliseconds(options.drain_timeout_ms));
-  if (left > 0) LOG_WARN("{} sequences were not done within {} ms and are cancelled", left, options.drain_timeout_ms);
-  server->Shutdown(std::chrono::milliseconds(left > 0 ? 0 : 1000));
-  return absl::OkStatus();
+  ServiceWork work;
+  work.services = {&service};
+  work.about = fmt::format("anchor {} ({}, {}), {}", ModelName(options), engine->facts().anchor_fingerprint, options.dtype,
+                           memory == nullptr ? "no memory" : fmt::format("bank '{}' version {}", memory->spec().bank_id, version.empty() ? "head" : version));
+  work.drain = [&](absl::Time deadline) {
+    const uint32_t left = engine->Drain(deadline);
+    if (left > 0) LOG_WARN("{} sequences were not done within {} ms and are cancelled", left, options.service.drain_timeout_ms);
+  };
+  return process->ServeUntilStopped(work);
 }
 
 }  // namespace
@@ -114,10 +95,10 @@ int main(int argc, char** argv) {
   membank::TuneThreads(argv);
   membank::TuneMalloc();
   membank::WorkerOptions options;
-  CLI::App app("membank-worker: generates and scores with one anchor and the memory of each request");
+  CLI::App app("membank-worker: generates and scores with one anchor and the memory of each request", "membank-worker");
   membank::BindOptions(app, &options);
   if (auto code = membank::config::Parse(app, argc, argv, [&] { return membank::Validate(options); })) return *code;
-  membank::InitLogging("worker", options.log_level);
+  membank::InitLogging("worker", options.service.log_level);
   const absl::Status status = membank::Run(options);
   if (!status.ok()) LOG_ERROR("{}", status.ToString());
   return status.ok() ? 0 : 1;

@@ -34,11 +34,10 @@ bool NaturalLess(const std::string& a, const std::string& b) {
 }  // namespace
 
 void BindOptions(CLI::App& app, WorkerOptions* o) {
+  BindOptions(app, &o->service);
   app.add_option("--anchor", o->anchor, "The anchor: a Hugging Face directory or a GGUF file");
   app.add_option("--tokenizer", o->tokenizer, "tokenizer.json, or a directory or GGUF file with one; empty: the anchor's own");
   app.add_option("--model-name", o->model_name, "Name that status and clients see; empty: the last part of --anchor");
-  app.add_option("--listen", o->listen, "Address of the gRPC service, host:port (port 0: any free one) or unix:/path");
-  app.add_option("--admin-listen", o->admin_listen, "Address of /livez, /readyz and /metrics over HTTP, host:port; empty: none");
   app.add_option("--slot-map", o->slot_map, "JSON file that says which memory server has which slots");
   app.add_option("--memory-servers", o->memory_servers, "Addresses of the memory servers, when there is no slot map: a striped one")
       ->delimiter(',');
@@ -61,33 +60,17 @@ void BindOptions(CLI::App& app, WorkerOptions* o) {
   app.add_option("--block-lease-ms", o->block_lease_ms,
                  "Milliseconds that cached blocks may be used without news from the memory servers about what is blocked; a fifth of it between looks")
       ->check(CLI::Range(500u, 3600000u));
-  app.add_option("--memory-quota-bytes", o->memory_quota_bytes, "Bytes of transport buffers of all calls together; above, reading pauses")
-      ->check(CLI::Range(uint64_t{16} << 20, uint64_t{1} << 46));
-  app.add_option("--drain-timeout-ms", o->drain_timeout_ms, "Milliseconds that running answers get to end when the worker stops");
-  app.add_option("--tls-certificate", o->tls_certificate, "PEM certificate chain of this worker, shown to clients and memory servers; empty: no TLS");
-  app.add_option("--tls-key", o->tls_key, "PEM private key of the certificate");
-  app.add_option("--tls-authority", o->tls_authority, "PEM authorities that clients' and memory servers' certificates must come from");
-  app.add_option("--ready-file", o->ready_file, "File to write {\"listen\", \"admin\"} with the bound addresses into once calls are served");
-  app.add_option("--log-level", o->log_level, "trace, debug, info, warn, error or off")
-      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}));
 }
 
 absl::Status Validate(const WorkerOptions& options) {
+  RETURN_IF_ERROR(Validate(options.service));
   if (options.anchor.empty()) return InvalidArgument("--anchor is empty; give a Hugging Face directory or a GGUF file");
-  if (options.listen.empty()) return InvalidArgument("--listen is empty; allowed: host:port or unix:/path");
   const bool servers = !options.memory_servers.empty();
   const int sources = static_cast<int>(options.no_memory) + static_cast<int>(servers) + static_cast<int>(!options.slot_map.empty());
   if (sources != 1) {
     return InvalidArgument("{} of --slot-map, --memory-servers and --no-memory are given; exactly one is needed", sources);
   }
   if (options.bank_version.empty()) return InvalidArgument("--bank-version is empty; allowed: latest, head, or a published version");
-  if (options.tls_certificate.empty() != options.tls_key.empty()) {
-    return InvalidArgument("--tls-certificate is '{}' and --tls-key is '{}'; give both or none", options.tls_certificate, options.tls_key);
-  }
-  if (!options.tls_authority.empty() && options.tls_certificate.empty()) {
-    return InvalidArgument("--tls-authority {} without --tls-certificate and --tls-key; without TLS no client shows a certificate",
-                           options.tls_authority);
-  }
   return absl::OkStatus();
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/rpc/service_options.h"
 
 namespace CLI {
 class App;
@@ -18,8 +19,7 @@ struct WorkerOptions {
   std::string anchor;
   std::string tokenizer;
   std::string model_name;
-  std::string listen = "127.0.0.1:7201";
-  std::string admin_listen = "127.0.0.1:7291";
+  ServiceOptions service = {.listen = "127.0.0.1:7201", .admin_listen = "127.0.0.1:7291", .memory_quota_bytes = 256ull << 20};
   std::string slot_map;
   std::vector<std::string> memory_servers;
   std::string bank_version = "latest";
@@ -33,11 +33,6 @@ struct WorkerOptions {
   uint64_t kv_cache_tokens = 65536;
   uint64_t block_cache_bytes = 2ull << 30;
   uint32_t block_lease_ms = 5000;
-  uint64_t memory_quota_bytes = 256ull << 20;
-  uint64_t drain_timeout_ms = 10000;
-  std::string tls_certificate, tls_key, tls_authority;
-  std::string ready_file;
-  std::string log_level = "info";
 };
 
 void BindOptions(CLI::App& app, WorkerOptions* options);

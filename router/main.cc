@@ -1,15 +1,14 @@
-// membank-router: settings, tree and embedder, workers, gRPC and HTTP; serve until SIGTERM or SIGINT; drain and end in reverse.
-#include <unistd.h>
-
+// membank-router: tree and embedder, workers, HTTP, and the RouterService.
+#include "CLI/CLI.hpp"
 #include "common/base/log.h"
 #include "common/base/malloc_tuning.h"
 #include "common/base/status_macros.h"
 #include "common/base/thread_tuning.h"
 #include "common/config/config.h"
-#include "common/rpc/server.h"
 #include "common/rpc/service_process.h"
 #include "router/http/openai_service.h"
 #include "router/options.h"
+#include "router/readiness.h"
 #include "router/retriever/retriever.h"
 #include "router/router_service.h"
 
@@ -42,75 +41,53 @@ absl::StatusOr<std::unique_ptr<PathFinder>> LoadPathFinder(const RouterOptions& 
   return std::make_unique<RetrieverPathFinder>(std::move(retriever));
 }
 
-absl::StatusOr<std::unique_ptr<HttpServer>> StartHttp(const std::string& listen, int threads, const RouterOptions& options,
-                                                      std::vector<HttpRoute> routes) {
-  if (listen.empty()) return nullptr;
+absl::StatusOr<std::unique_ptr<HttpServer>> StartHttp(const RouterOptions& options, std::vector<HttpRoute> routes) {
+  if (options.http_listen.empty()) return nullptr;
   HttpServerOptions http;
-  http.listen = listen;
-  http.threads = threads;
+  http.listen = options.http_listen;
+  http.threads = options.http_threads;
   http.max_body_bytes = options.http_max_body_bytes;
   return HttpServer::Start(http, std::move(routes));
 }
 
-absl::Status Serve(const RouterOptions& options, const StopSignals& stop_signals) {
+absl::Status Run(const RouterOptions& options) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<ServiceProcess> process, ServiceProcess::Start(options.service));
   ASSIGN_OR_RETURN(const std::unique_ptr<PathFinder> paths, LoadPathFinder(options));
   WorkerPoolOptions pool;
   pool.workers = options.worker;
   pool.poll_interval = std::chrono::milliseconds(options.worker_poll_ms);
-  pool.tls = {options.tls_certificate, options.tls_key, options.tls_authority};
+  pool.tls = options.service.tls;
   if (paths) pool.tree_fingerprint = paths->facts().tree_fingerprint;
   ASSIGN_OR_RETURN(const std::unique_ptr<WorkerPool> workers, WorkerPool::Create(pool));
   Router router(*workers, paths.get());
 
   const std::chrono::milliseconds request_timeout(options.request_timeout_ms);
-  std::atomic<bool> draining{false};
   RouterServiceImpl service(router, request_timeout);
   OpenAiService openai(router, request_timeout);
-  RpcServerOptions rpc_options;
-  rpc_options.listen = options.listen;
-  rpc_options.tls = pool.tls;
-  ASSIGN_OR_RETURN(const std::unique_ptr<RpcServer> rpc, RpcServer::Start(rpc_options, {&service}));
-  ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> http, StartHttp(options.http_listen, options.http_threads, options, openai.Routes()));
-  ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> admin, StartHttp(options.admin_listen, 4, options, AdminRoutes(router, draining)));
-  rpc->SetReady(true);
-  RETURN_IF_ERROR(WriteReadyFile(options.ready_file, {{"listen", rpc->address()},
-                                                      {"http", http ? http->address() : ""},
-                                                      {"admin", admin ? admin->address() : ""}}));
-  LOG_INFO("router serves gRPC on {}, HTTP on {}, admin on {}; {} worker(s), tree {}", rpc->address(), http ? http->address() : "(none)",
-           admin ? admin->address() : "(none)", options.worker.size(), paths ? paths->facts().tree_fingerprint : "(none)");
-
-  LOG_INFO("{}: draining for at most {} ms", stop_signals.Wait(), options.drain_timeout_ms);
-  draining = true;
-  rpc->SetReady(false);
-  const std::chrono::milliseconds drain(options.drain_timeout_ms);
-  const auto end = std::chrono::steady_clock::now() + drain;
-  if (http) http->Shutdown(drain);
-  const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - std::chrono::steady_clock::now());
-  rpc->Shutdown(std::max(left, std::chrono::milliseconds(0)));
-  if (admin) admin->Shutdown(std::chrono::milliseconds(0));
-  if (!options.ready_file.empty()) unlink(options.ready_file.c_str());
-  LOG_INFO("router stopped");
-  return absl::OkStatus();
-}
-
-int Main(int argc, char** argv) {
-  TuneThreads(argv);
-  RouterOptions options;
-  CLI::App app("membank-router: finds the path of a text, chooses a worker, forwards", "membank-router");
-  BindOptions(app, &options);
-  if (const auto code = config::Parse(app, argc, argv, [&] { return Validate(options); })) return *code;
-  TuneMalloc();
-  InitLogging("router", options.log_level);
-  const StopSignals stop_signals;
-  std::signal(SIGPIPE, SIG_IGN);
-  if (const absl::Status status = Serve(options, stop_signals); !status.ok()) {
-    LOG_ERROR("{}", std::string(status.message()));
-    return 1;
-  }
-  return 0;
+  ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> http, StartHttp(options, openai.Routes()));
+  ServiceWork work;
+  work.services = {&service};
+  work.addresses = {{"http", http ? http->address() : ""}};
+  work.readiness = [&] { return CheckReadiness(router); };
+  work.about = fmt::format("router of {} worker(s), tree {}", options.worker.size(), paths ? paths->facts().tree_fingerprint : "(none)");
+  work.drain = [&](absl::Time deadline) {
+    if (http) http->Shutdown(absl::ToChronoMilliseconds(std::max(deadline - absl::Now(), absl::ZeroDuration())));
+  };
+  return process->ServeUntilStopped(work);
 }
 
 }  // namespace
 }  // namespace membank
 
-int main(int argc, char** argv) { return membank::Main(argc, argv); }
+int main(int argc, char** argv) {
+  membank::TuneThreads(argv);
+  membank::TuneMalloc();
+  membank::RouterOptions options;
+  CLI::App app("membank-router: finds the path of a text, chooses a worker, forwards", "membank-router");
+  membank::BindOptions(app, &options);
+  if (auto code = membank::config::Parse(app, argc, argv, [&] { return membank::Validate(options); })) return *code;
+  membank::InitLogging("router", options.service.log_level);
+  const absl::Status status = membank::Run(options);
+  if (!status.ok()) LOG_ERROR("{}", status.ToString());
+  return status.ok() ? 0 : 1;
+}

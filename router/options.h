@@ -5,26 +5,21 @@
 #include <string>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/status/status.h"
+#include "common/rpc/service_options.h"
 
 namespace membank {
 
 struct RouterOptions {
-  std::string listen = "127.0.0.1:7100";
+  ServiceOptions service = {.listen = "127.0.0.1:7100", .admin_listen = "127.0.0.1:7180", .memory_quota_bytes = 256ull << 20};
   std::string http_listen = "127.0.0.1:8080";
-  std::string admin_listen = "127.0.0.1:7180";
   std::vector<std::string> worker;
   std::string tree;
   std::string embedder;
   uint64_t request_timeout_ms = 600000;
-  uint64_t drain_timeout_ms = 10000;
   uint64_t worker_poll_ms = 500;
   int http_threads = 128;
   uint64_t http_max_body_bytes = 8 << 20;
-  std::string tls_certificate, tls_key, tls_authority;
-  std::string ready_file;
-  std::string log_level = "info";
 };
 
 void BindOptions(CLI::App& app, RouterOptions* options);

@@ -15,6 +15,7 @@
 #include "common/bank/bank_spec.h"
 #include "common/bank/slot_map.h"
 #include "common/bank/training.h"
+#include "common/rpc/tls_files.h"
 
 namespace membank {
 
@@ -57,7 +58,7 @@ struct MemoryClientOptions {
   int channels_per_server = 2;
   std::chrono::milliseconds connect_timeout{30000};
   std::chrono::milliseconds call_timeout{120000};   // of every call that names no timeout of its own
-  std::string tls_certificate, tls_key, tls_authority;  // PEM files; all empty: no TLS
+  TlsFiles tls;                            // nothing named: no TLS
   std::string expected_spec_hash;          // when set, FAILED_PRECONDITION names both hashes on a mismatch
 };
 

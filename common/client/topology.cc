@@ -25,7 +25,7 @@ absl::StatusOr<std::shared_ptr<const MemoryTopology>> MemoryTopology::Load(const
   auto topology = std::make_shared<MemoryTopology>();
   ChannelOptions channel_options;
   channel_options.channels = options.channels_per_server;
-  channel_options.tls = {options.tls_certificate, options.tls_key, options.tls_authority};
+  channel_options.tls = options.tls;
   for (const SlotServer& server : slot_map.servers()) {
     MemoryPeer peer;
     const bool named = !options.slot_map_path.empty();

@@ -93,7 +93,7 @@ WorkerClient::~WorkerClient() = default;
 
 absl::StatusOr<std::unique_ptr<WorkerClient>> WorkerClient::Create(const Options& options) {
   ChannelOptions channel;
-  channel.tls = {options.tls_certificate, options.tls_key, options.tls_authority};
+  channel.tls = options.tls;
   ASSIGN_OR_RETURN(const auto channels, MakeChannels(options.address, channel));
   auto connection = std::make_unique<Connection>();
   connection->options = options;

@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/bank/block.h"
+#include "common/rpc/tls_files.h"
 
 namespace membank {
 
@@ -18,7 +19,7 @@ class WorkerClient {
  public:
   struct Options {
     std::string address;                                                   // host:port or unix:/path
-    std::string tls_certificate, tls_key, tls_authority;                   // PEM files; all empty: no TLS
+    TlsFiles tls;                                                          // nothing named: no TLS
     std::chrono::milliseconds timeout{120000};                             // of every call
   };
 

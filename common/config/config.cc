@@ -246,12 +246,13 @@ std::optional<int> Parse(CLI::App& app, int argc, const char* const* argv, const
     if (service && app.get_config_ptr()->count() > 0) file = app.get_config_ptr()->as<std::string>();
     return Fail(app, error.what() + Origin(app, error.what(), argc, argv, file));
   }
+  if (print) PrintConfig(app);
+  if (print && !check) return 0;
   if (validate) {
     if (const absl::Status status = validate(); !status.ok()) return Fail(app, std::string(status.message()));
   }
-  if (print) PrintConfig(app);
   if (check && !print) fmt::print("the settings are valid\n");
-  if (print || check) return 0;
+  if (check) return 0;
   return std::nullopt;
 }
 

@@ -13,8 +13,8 @@
 
 namespace membank::config {
 
-// Reads the settings into the variables bound to `app`. Adds --config FILE, --print-config (the effective settings, as a file that --config
-// reads back), --check-config and --version. Unknown flags and keys are errors that suggest the nearest known name.
+// Reads the settings into the variables bound to `app`. Adds --config FILE, --print-config (the effective settings, complete or not, as a file
+// that --config reads back), --check-config and --version. Unknown flags and keys are errors that suggest the nearest known name.
 // `validate` checks what one row cannot (a setting that needs another one); --check-config includes it.
 // Returns the exit code when the program is done (help, version, a check, an error: 2), nothing when it should run:
 //   if (auto code = config::Parse(app, argc, argv, [&] { return Validate(options); })) return *code;

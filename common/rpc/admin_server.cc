@@ -48,8 +48,7 @@ struct AdminServer::State {
   std::string address;
   std::thread thread;
   absl::Mutex mu;
-  bool ready ABSL_GUARDED_BY(mu) = false;
-  std::string reason ABSL_GUARDED_BY(mu) = "starting";
+  ReadinessCheck readiness ABSL_GUARDED_BY(mu) = [] { return Readiness{absl::UnavailableError("starting"), ""}; };
 };
 
 absl::StatusOr<std::unique_ptr<AdminServer>> AdminServer::Start(const std::string& listen) {
@@ -64,10 +63,13 @@ absl::StatusOr<std::unique_ptr<AdminServer>> AdminServer::Start(const std::strin
   http.set_keep_alive_timeout(kTimeoutSeconds);
   http.set_payload_max_length(4096);
   http.Get("/livez", [](const httplib::Request&, httplib::Response& response) { response.set_content("ok\n", "text/plain"); });
-  http.Get("/readyz", [state](const httplib::Request&, httplib::Response& response) {
+  http.Get("/readyz", [state](const httplib::Request& request, httplib::Response& response) {
     absl::MutexLock lock(&state->mu);
-    response.status = state->ready ? 200 : 503;
-    response.set_content(state->ready ? "ok\n" : state->reason + "\n", "text/plain");
+    const Readiness readiness = state->readiness();
+    response.status = readiness.status.ok() ? 200 : 503;
+    std::string body = readiness.status.ok() ? "ok\n" : std::string(readiness.status.message()) + "\n";
+    if (request.has_param("verbose")) body += readiness.details;
+    response.set_content(body, "text/plain");
   });
   http.Get("/metrics", [](const httplib::Request&, httplib::Response& response) {
     response.set_content(MetricsText(), "text/plain; version=0.0.4");
@@ -90,10 +92,14 @@ AdminServer::~AdminServer() {
 
 const std::string& AdminServer::address() const { return state_->address; }
 
-void AdminServer::SetReady(bool ready, const std::string& reason) {
+void AdminServer::SetReady(ReadinessCheck check) {
+  if (!check) check = [] { return Readiness(); };
   absl::MutexLock lock(&state_->mu);
-  state_->ready = ready;
-  state_->reason = reason;
+  state_->readiness = std::move(check);
+}
+
+void AdminServer::SetNotReady(const std::string& reason) {
+  SetReady([status = absl::UnavailableError(reason)] { return Readiness{status, ""}; });
 }
 
 }  // namespace membank

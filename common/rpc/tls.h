@@ -3,21 +3,13 @@
 #pragma once
 
 #include <memory>
-#include <string>
 
 #include "absl/status/statusor.h"
+#include "common/rpc/tls_files.h"
 #include "grpcpp/security/credentials.h"
 #include "grpcpp/security/server_credentials.h"
 
 namespace membank {
-
-struct TlsFiles {
-  std::string certificate;  // PEM chain; empty = no TLS (server) or no client certificate (client)
-  std::string key;          // PEM private key of the certificate
-  std::string authority;    // PEM of the authorities that the other side's certificate must come from
-
-  bool any() const { return !certificate.empty() || !key.empty() || !authority.empty(); }
-};
 
 // Plain text when `files` names nothing. Errors: LoadTlsMaterial's (tls_material.h). A server's credentials follow their files (tls_reload.h)
 // and must live as long as the server; a client's are as they were when it was made.

@@ -41,7 +41,4 @@ class OpenAiService {
   ThreadPool pool_{32};  // for the prompts of one request beyond its first
 };
 
-// GET /livez (the process runs), /readyz (a worker is healthy and the router is not draining; ?verbose lists the workers), /metrics.
-std::vector<HttpRoute> AdminRoutes(const Router& router, const std::atomic<bool>& draining);
-
 }  // namespace membank

@@ -14,6 +14,7 @@
 #include "gtest/gtest.h"
 #include "memory_server/in_memory_block_store.h"
 #include "memory_server/memory_service.h"
+#include "tests/testing/tiny_spec.h"
 
 namespace membank::testing_support {
 
@@ -30,20 +31,6 @@ class ScratchDirectory {
  private:
   std::string path_;
 };
-
-inline BankSpec TinySpec() {
-  BankSpec spec;
-  spec.bank_id = "tiny";
-  spec.fan_out = 4;
-  spec.widths = {8, 4};
-  spec.layers = 2;
-  spec.hidden = 16;
-  spec.dtype = DType::kF32;
-  spec.seed = 7;
-  spec.anchor_fingerprint = "aa";
-  spec.tree_fingerprint = "bb";
-  return spec;
-}
 
 class MemoryCluster {
  public:

@@ -20,7 +20,7 @@ struct Sizes {
 };
 
 BankSpec SpecFor(const EngineFacts& facts, const ModelConfig& config) {
-  BankSpec spec = TinyBank();
+  BankSpec spec = TinySpec();
   spec.fan_out = 8;
   spec.widths = {64, 32};
   spec.layers = static_cast<uint32_t>(config.layers);

@@ -107,9 +107,11 @@ TEST(AdminServer, TellsLifeReadinessAndMetrics) {
   httplib::Client client("http://" + (*admin)->address());
   EXPECT_EQ(client.Get("/livez")->status, 200);
   EXPECT_EQ(client.Get("/readyz")->status, 503);
-  (*admin)->SetReady(true);
+  (*admin)->SetReady([] { return Readiness{absl::OkStatus(), "[+] worker a\n"}; });
   EXPECT_EQ(client.Get("/readyz")->status, 200);
-  (*admin)->SetReady(false, "draining");
+  EXPECT_EQ(client.Get("/readyz")->body, "ok\n");
+  EXPECT_EQ(client.Get("/readyz?verbose")->body, "ok\n[+] worker a\n");
+  (*admin)->SetNotReady("draining");
   EXPECT_THAT(client.Get("/readyz")->body, HasSubstr("draining"));
   EXPECT_EQ(client.Get("/metrics")->status, 200);
   EXPECT_EQ(AdminServer::Start((*admin)->address()).status().code(), absl::StatusCode::kUnavailable);

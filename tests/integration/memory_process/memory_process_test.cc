@@ -17,6 +17,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "tests/testing/tiny_spec.h"
 
 extern char** environ;
 
@@ -31,18 +32,7 @@ using ::testing::HasSubstr;
     ASSERT_TRUE(ok_status.ok()) << ok_status;    \
   } while (false)
 
-BankSpec Spec() {
-  BankSpec spec;
-  spec.bank_id = "process";
-  spec.fan_out = 4;
-  spec.widths = {16, 8};
-  spec.layers = 2;
-  spec.hidden = 32;
-  spec.dtype = DType::kF32;
-  spec.anchor_fingerprint = "aa";
-  spec.tree_fingerprint = "bb";
-  return spec;
-}
+using testing_support::TinySpec;
 
 // One server process; killed with the object.
 class ServerProcess {
@@ -99,7 +89,7 @@ class MemoryProcessTest : public ::testing::Test {
   void SetUp() override {
     std::string name = ::testing::TempDir() + "/membank-process-XXXXXX";
     root_ = mkdtemp(name.data());
-    ASSERT_OK(WriteFileAtomic(root_ + "/spec.json", Spec().ToJson()));
+    ASSERT_OK(WriteFileAtomic(root_ + "/spec.json", TinySpec().ToJson()));
     const auto map = SlotMap::Striped({{"m0", "127.0.0.1:0"}, {"m1", "127.0.0.1:0"}});
     ASSERT_OK(map.status());
     ASSERT_OK(WriteFileAtomic(root_ + "/server-slots.json", map->ToJson()));
@@ -140,7 +130,7 @@ class MemoryProcessTest : public ::testing::Test {
 
   // Block 1/c of both servers goes up by `step`.
   absl::Status Step(uint64_t epoch, uint64_t step) {
-    const std::vector<float> values(Spec().BlockElements(1), -static_cast<float>(step));
+    const std::vector<float> values(TinySpec().BlockElements(1), -static_cast<float>(step));
     std::vector<BlockGradient> gradients;
     for (uint32_t cluster = 0; cluster < 4; ++cluster) {
       gradients.push_back({{1, cluster}, DType::kF32, absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(values.data()), values.size() * 4)});
@@ -152,14 +142,14 @@ class MemoryProcessTest : public ::testing::Test {
 
   // The count of every block of level 1, which must be equal in all of them.
   float Count() {
-    std::vector<std::vector<float>> values(4, std::vector<float>(Spec().BlockElements(1)));
+    std::vector<std::vector<float>> values(4, std::vector<float>(TinySpec().BlockElements(1)));
     std::vector<BlockFetch> blocks;
     for (uint32_t cluster = 0; cluster < 4; ++cluster) {
       blocks.push_back({{1, cluster}, absl::MakeSpan(reinterpret_cast<uint8_t*>(values[cluster].data()), values[cluster].size() * 4)});
     }
     const absl::Status status = client_->Fetch(absl::MakeSpan(blocks), {});
     EXPECT_TRUE(status.ok()) << status;
-    const uint64_t down = FfnLayer(Spec(), 1, 0).down;
+    const uint64_t down = FfnLayer(TinySpec(), 1, 0).down;
     for (const auto& block : values) EXPECT_EQ(block[down], values[0][down]);
     return values[0][down];
   }
@@ -234,11 +224,11 @@ TEST_F(MemoryProcessTest, SigtermEndsWithCodeZeroAndBadStartsDoNot) {
   const int status = servers_[0]->Signal(SIGTERM);
   EXPECT_TRUE(WIFEXITED(status));
   EXPECT_EQ(WEXITSTATUS(status), 0);
-  BankSpec other = Spec();
+  BankSpec other = TinySpec();
   other.seed = 99;
   ASSERT_OK(WriteFileAtomic(root_ + "/spec.json", other.ToJson()));
   EXPECT_FALSE(servers_[0]->Start().ok());  // the data directory holds another bank
-  ASSERT_OK(WriteFileAtomic(root_ + "/spec.json", Spec().ToJson()));
+  ASSERT_OK(WriteFileAtomic(root_ + "/spec.json", TinySpec().ToJson()));
   ASSERT_OK(servers_[0]->Start());
 }
 

@@ -93,7 +93,7 @@ TEST_F(ServeTest, PromptsInChunksEqualPromptsAtOnce) {
 torch::Tensor ReferenceLogprobs(const std::vector<int32_t>& tokens, const std::vector<BlockId>& blocks) {
   torch::InferenceMode inference;
   Transformer model(TinyAnchor(), false);
-  const BankSpec spec = TinyBank();
+  const BankSpec spec = TinySpec();
   const int64_t n = static_cast<int64_t>(tokens.size());
   RaggedBatch batch;
   batch.tokens = torch::tensor(tokens).to(torch::kLong);
@@ -304,7 +304,7 @@ TEST_F(ServeTest, BadRequestsAreRefusedAndSayWhy) {
   task.prompt = {5, 258};
   expect(task, "token 258 at position 1 is not in the vocabulary; allowed: 0 to 257");
   expect(Task(std::string(512, 'x'), None()), "512 tokens, with at least one new token 513; the context holds 512");
-  expect(Task("x", Leaf(9)), "unknown path: leaf 9 of depth 2; bank tiny-bank has depth 2 and leaves 0 to 8");
+  expect(Task("x", Leaf(16)), "unknown path: leaf 16 of depth 2; bank tiny has depth 2 and leaves 0 to 15");
   expect(Task("x", {{MemoryMode::kFetched, 3, 0}, {}}), "unknown path");
   expect(Task("x", {{MemoryMode::kFetched, 2, 0}, {3}}), "unknown level 3");
   task = Task("x", None());
@@ -342,7 +342,7 @@ TEST_F(ServeTest, StoppingCancelsWhatIsLeft) {
 }
 
 TEST_F(ServeTest, ABankOfAnotherAnchorIsRefused) {
-  BankSpec spec = TinyBank();
+  BankSpec spec = TinySpec();
   spec.anchor_fingerprint = "other";
   FakeMemory memory(spec);
   auto engine = ModelEngine::Create(std::make_unique<Transformer>(TinyAnchor(), false), &memory, &tokenizer_, Options());

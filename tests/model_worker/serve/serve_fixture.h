@@ -16,6 +16,7 @@
 #include "gtest/gtest.h"
 #include "model_worker/model/transformer.h"
 #include "model_worker/serve/model_engine.h"
+#include "tests/testing/tiny_spec.h"
 
 namespace membank::serve_test {
 
@@ -65,23 +66,12 @@ inline AnchorWeights TinyAnchor() {
   return weights;
 }
 
-inline BankSpec TinyBank() {
-  BankSpec spec;
-  spec.bank_id = "tiny-bank";
-  spec.fan_out = 3;
-  spec.widths = {8, 4};
-  spec.layers = 2;
-  spec.hidden = 32;
-  spec.dtype = DType::kF32;
-  spec.anchor_fingerprint = "tiny";
-  spec.tree_fingerprint = "tree";
-  return spec;
-}
+using testing_support::TinySpec;
 
 // Blocks are a function of their id. Blocks can be held back, or fail.
 class FakeMemory final : public MemoryClient {
  public:
-  explicit FakeMemory(BankSpec spec = TinyBank()) : spec_(std::move(spec)) {}
+  explicit FakeMemory(BankSpec spec = TinySpec()) : spec_(std::move(spec)) {}
 
   void Hold(BlockId id) { absl::MutexLock lock(&mu_); held_.insert(id); }
   void Release() { absl::MutexLock lock(&mu_); held_.clear(); }

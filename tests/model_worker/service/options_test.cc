@@ -24,7 +24,7 @@ TEST(WorkerOptionsTest, ChecksWhatOneRowCannot) {
   EXPECT_NE(message([](auto& o) { o.anchor = ""; }).find("--anchor"), std::string::npos);
   EXPECT_NE(message([](auto& o) { o.no_memory = false; }).find("0 of --slot-map"), std::string::npos);
   EXPECT_NE(message([](auto& o) { o.slot_map = "map"; }).find("2 of --slot-map"), std::string::npos);
-  EXPECT_NE(message([](auto& o) { o.tls_key = "key"; }).find("--tls-key is 'key'"), std::string::npos);
+  EXPECT_NE(message([](auto& o) { o.service.tls.key = "key"; }).find("--tls-key is 'key'"), std::string::npos);
   EXPECT_NE(message([](auto& o) { o.bank_version = ""; }).find("--bank-version"), std::string::npos);
 }
 

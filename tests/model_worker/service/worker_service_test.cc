@@ -77,9 +77,9 @@ TEST_F(WorkerServiceTest, GenerateStreamsAndSaysWhatWasUsed) {
   ASSERT_TRUE(answer.ok()) << answer.status();
   EXPECT_EQ(answer->finish_reason, "length");
   EXPECT_EQ(answer->path, "2.1");
-  EXPECT_EQ(answer->bank_id, "tiny-bank");
+  EXPECT_EQ(answer->bank_id, "tiny");
   EXPECT_EQ(answer->bank_version, "v1");
-  EXPECT_EQ(answer->blocks, (std::vector<BlockId>{{1, 2}, {2, 7}}));
+  EXPECT_EQ(answer->blocks, (std::vector<BlockId>{{1, 1}, {2, 7}}));
   EXPECT_EQ(answer->prompt_tokens, 5u);
   EXPECT_EQ(answer->completion_tokens, 9u);
   EXPECT_GT(answer->first_token_ms, 0);
@@ -158,7 +158,7 @@ TEST_F(WorkerServiceTest, BadRequestsAreRefusedAndSayWhy) {
   expect(Refusal({""}, {}, Tokens(1)), "no tokens");
   expect(Refusal({std::string(600, 'x')}, {}, Tokens(1)), "600 tokens, with at least one new token 601; the context holds 512");
   expect(Refusal({std::string(100000, 'x')}, {}, Tokens(1)), "100000 bytes; a context of 512 tokens holds at most 65536");
-  expect(Refusal({"x"}, Leaf(9), Tokens(1)), "unknown path: leaf 9");
+  expect(Refusal({"x"}, Leaf(16), Tokens(1)), "unknown path: leaf 16");
   WorkerClient::Sampling sampling = Tokens(1);
   sampling.top_p = 2;
   expect(Refusal({"x"}, {}, sampling), "top_p is 2");
@@ -191,7 +191,7 @@ TEST_F(WorkerServiceTest, StatusTellsWhatIsServed) {
   ASSERT_TRUE(stub->GetStatus(&context, {}, &status).ok());
   EXPECT_EQ(status.model(), "tiny");
   EXPECT_EQ(status.anchor_fingerprint(), "tiny");
-  EXPECT_EQ(status.bank().bank_id(), "tiny-bank");
+  EXPECT_EQ(status.bank().bank_id(), "tiny");
   EXPECT_EQ(status.bank_hash().size(), 32u);
   EXPECT_EQ(status.context(), 512u);
   ASSERT_EQ(status.resident_blocks_size(), 2);

@@ -17,9 +17,7 @@ using ::testing::HasSubstr;
 struct Served : RouterUnderTest {
   explicit Served(int count = 1, bool with_tree = true, HttpServerOptions options = {})
       : RouterUnderTest(count, with_tree), service(*router, std::chrono::seconds(30)) {
-    std::vector<HttpRoute> routes = service.Routes();
-    for (HttpRoute& route : AdminRoutes(*router, draining)) routes.push_back(route);
-    http = HttpServer::Start(options, routes).value();
+    http = HttpServer::Start(options, service.Routes()).value();
   }
 
   HttpTestClient::Reply Post(const std::string& path, const std::string& body) { return HttpTestClient(http->address()).Call("POST", path, body); }
@@ -37,7 +35,6 @@ struct Served : RouterUnderTest {
     return parsed.value("error", json::object());
   }
 
-  std::atomic<bool> draining{false};
   OpenAiService service;
   std::unique_ptr<HttpServer> http;
 };
@@ -246,20 +243,6 @@ TEST(OtherEndpointsTest, ModelsTokensAndEmbeddings) {
   float first = 0;
   memcpy(&first, bytes.data(), sizeof first);
   EXPECT_EQ(first, 3.0f);
-}
-
-TEST(OtherEndpointsTest, HealthAndMetrics) {
-  Served served;
-  const auto get = [&](const std::string& path) { return HttpTestClient(served.http->address()).Call("GET", path); };
-  EXPECT_EQ(get("/livez").status, 200);
-  EXPECT_EQ(get("/readyz").body, "ok\n");
-  EXPECT_THAT(get("/readyz?verbose").body, HasSubstr("[+] worker 127.0.0.1"));
-  EXPECT_THAT(get("/metrics").body, HasSubstr("membank_router_worker_healthy"));
-  served.draining = true;
-  EXPECT_EQ(get("/readyz").status, 503);
-  served.draining = false;
-  served.fake().draining = true;
-  EXPECT_TRUE(RouterUnderTest::WaitFor([&] { return get("/readyz").status == 503; }));
 }
 
 TEST(DisconnectTest, AClientThatLeavesFreesTheWorker) {
