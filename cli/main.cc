@@ -2,26 +2,15 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "cli/bank.h"
+#include "cli/chat.h"
 #include "cli/command.h"
 #include "cli/corpus.h"
-#include "cli/tree.h"
-#if __has_include("cli/bank.h")
-#include "cli/bank.h"
-#define MEMBANK_CLI_BANK
-#endif
-#if __has_include("cli/train.h")
-#include "cli/train.h"
-#define MEMBANK_CLI_TRAIN
-#endif
-#if __has_include("cli/generate.h")
-#include "cli/chat.h"
-#include "cli/generate.h"
-#define MEMBANK_CLI_GENERATE
-#endif
-#if __has_include("cli/eval.h")
+#include "cli/doctor.h"
 #include "cli/eval.h"
-#define MEMBANK_CLI_EVAL
-#endif
+#include "cli/generate.h"
+#include "cli/train.h"
+#include "cli/tree.h"
 #include "common/base/log.h"
 #include "common/base/malloc_tuning.h"
 #include "common/base/thread_tuning.h"
@@ -38,19 +27,12 @@ int Main(int argc, char** argv) {
   app.require_subcommand(1);
   AddCorpusCommand(app);
   AddTreeCommand(app);
-#ifdef MEMBANK_CLI_BANK
   AddBankCommand(app);
-#endif
-#ifdef MEMBANK_CLI_TRAIN
   AddTrainCommand(app);
-#endif
-#ifdef MEMBANK_CLI_GENERATE
   AddGenerateCommand(app);
   AddChatCommand(app);
-#endif
-#ifdef MEMBANK_CLI_EVAL
   AddEvalCommand(app);
-#endif
+  AddDoctorCommand(app);
   if (const auto code = config::Parse(app, argc, argv)) return *code;
   const char* level = std::getenv("MEMBANK_LOG_LEVEL");
   InitLogging("membank", level == nullptr ? "info" : level);
