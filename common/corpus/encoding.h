@@ -8,7 +8,7 @@
 
 namespace membank {
 
-enum class Encoding { kUtf8, kLatin1 };
+enum class Encoding { kUtf8, kLatin1 };  // Latin-1 with the characters of Windows-1252 in 0x80 to 0x9F, as browsers read it
 
 absl::StatusOr<Encoding> ParseEncoding(std::string_view name);  // "utf-8" (or "utf8"), "latin1" (or "iso-8859-1")
 

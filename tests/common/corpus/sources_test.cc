@@ -96,6 +96,7 @@ TEST_F(SourcesTest, Latin1IsRefusedWithFileOffsetAndTheOptionThatConverts) {
   auto converted = Load(path, Encoding::kLatin1);
   ASSERT_TRUE(converted.ok());
   EXPECT_EQ(converted->documents[0].text, "caf\xC3\xA9");
+  EXPECT_EQ(Load(Write("windows.txt", "it\x92s 5 \x80"), Encoding::kLatin1)->documents[0].text, "it\u2019s 5 \u20ac");  // dict-gcide has a few
   EXPECT_EQ(Load(Write("utf8.txt", "caf\xC3\xA9"), Encoding::kLatin1)->documents[0].text, "caf\xC3\xA9");  // stays as it is
   EXPECT_FALSE(ParseEncoding("utf-16").ok());
   EXPECT_THAT(std::string(ParseEncoding("utf-16").status().message()), HasSubstr("allowed are utf-8 and latin1"));
