@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "common/base/fail_point.h"
 #include "common/base/file.h"
 #include "common/base/json.h"
 #include "common/base/log.h"
@@ -188,11 +189,13 @@ absl::StatusOr<std::shared_ptr<HeadStores>> CheckpointStore::OpenHead(const std:
     std::error_code ignored;
     fs::remove_all(directory, ignored);
   });
+  MEMBANK_FAIL_POINT("start.head");
   RETURN_IF_ERROR(MakeDirectories(directory));
   if (cut.has_value()) {
     RETURN_IF_ERROR(CloneStore(cut->directory + kWeights, directory + kWeights));
     RETURN_IF_ERROR(CloneStore(cut->directory + kState, directory + kState));
   }
+  MEMBANK_FAIL_POINT("start.head_cloned");
   ASSIGN_OR_RETURN(stores->weights, open_store_(directory + kWeights, StoreAccess::kReadWrite));
   ASSIGN_OR_RETURN(stores->state, open_store_(directory + kState, StoreAccess::kReadWrite));
   return stores;
@@ -211,16 +214,21 @@ absl::Status CheckpointStore::Prepare(const std::string& id, const CutMarks& mar
   if (fs::exists(directory)) return AlreadyExists("checkpoint {} exists", directory);
   if (fs::exists(building)) RETURN_IF_ERROR(Remove(building));
   RETURN_IF_ERROR(MakeDirectories(building));
+  MEMBANK_FAIL_POINT("checkpoint.prepare.begun");
   RETURN_IF_ERROR(head.weights->Flush());
   RETURN_IF_ERROR(head.state->Flush());
   RETURN_IF_ERROR(head.weights->Cut(building + kWeights));
+  MEMBANK_FAIL_POINT("checkpoint.prepare.weights_cut");
   RETURN_IF_ERROR(head.state->Cut(building + kState));
+  MEMBANK_FAIL_POINT("checkpoint.prepare.state_cut");
   const uint64_t sequence = NextSequence();
   Json manifest = MarksToJson(marks, digest, spec_hash_);
   manifest["id"] = id;
   manifest["sequence"] = sequence;
   RETURN_IF_ERROR(WriteFileAtomic(building + kManifest, manifest.dump(1)));
+  MEMBANK_FAIL_POINT("checkpoint.prepare.manifest");
   RETURN_IF_ERROR(MakeVisible(building, directory));
+  MEMBANK_FAIL_POINT("checkpoint.prepare.visible");
   absl::MutexLock lock(&mu_);
   cuts_[id] = {id, directory, marks, digest, sequence, 0};
   return absl::OkStatus();
@@ -229,12 +237,15 @@ absl::Status CheckpointStore::Prepare(const std::string& id, const CutMarks& mar
 absl::Status CheckpointStore::Commit(const std::string& id) {
   ASSIGN_OR_RETURN(Cut cut, Find(id));
   cut.committed = NextSequence();
+  MEMBANK_FAIL_POINT("checkpoint.commit.begun");
   RETURN_IF_ERROR(WriteFileAtomic(cut.directory + kCommitted, Json{{"sequence", cut.committed}}.dump()));
+  MEMBANK_FAIL_POINT("checkpoint.commit.marked");
   {
     absl::MutexLock lock(&mu_);
     cuts_[id] = cut;
   }
   CollectGarbage(cut);
+  MEMBANK_FAIL_POINT("checkpoint.commit.collected");
   return absl::OkStatus();
 }
 
@@ -261,10 +272,13 @@ absl::Status CheckpointStore::Publish(const std::string& id, const std::string& 
   const std::string directory = versions_directory_ + "/" + name, building = fmt::format("{}/{}{}", versions_directory_, kBuilding, name);
   if (fs::exists(building)) RETURN_IF_ERROR(Remove(building));
   RETURN_IF_ERROR(CloneStore(cut.directory + kWeights, building + kWeights));
+  MEMBANK_FAIL_POINT("publish.cloned");
   Json manifest = MarksToJson(cut.marks, cut.digest, spec_hash_);
   manifest["checkpoint"] = id;
   RETURN_IF_ERROR(WriteFileAtomic(building + kManifest, manifest.dump(1)));
+  MEMBANK_FAIL_POINT("publish.manifest");
   RETURN_IF_ERROR(MakeVisible(building, directory));
+  MEMBANK_FAIL_POINT("publish.visible");
   ASSIGN_OR_RETURN(std::shared_ptr<BlockStore> weights, open_store_(directory + kWeights, StoreAccess::kReadOnly));
   absl::MutexLock lock(&mu_);
   versions_[name] = {name, id, cut.marks, cut.digest, absl::OkStatus(), std::move(weights)};
@@ -336,9 +350,11 @@ absl::Status CheckpointStore::Remove(const std::string& directory) {
     fs::remove_all(trash, ignored);
     if (::rename(directory.c_str(), trash.c_str()) != 0) return absl::ErrnoToStatus(errno, fmt::format("rename {} to {}", directory, trash));
     RETURN_IF_ERROR(SyncDirectory(path.parent_path()));
+    MEMBANK_FAIL_POINT("checkpoint.remove.renamed");
   }
   std::error_code error;
   fs::remove_all(trash, error);
+  MEMBANK_FAIL_POINT("checkpoint.remove.removed");
   return error ? absl::ErrnoToStatus(error.value(), "remove " + trash) : absl::OkStatus();
 }
 
@@ -352,6 +368,7 @@ void CheckpointStore::CollectGarbage(const Cut& newest) {
   std::sort(committed.begin(), committed.end(), [](const Cut& a, const Cut& b) { return a.committed > b.committed; });
   for (size_t i = keep_checkpoints_; i < committed.size(); ++i) garbage.push_back(committed[i].id);
   for (const std::string& id : garbage) {
+    MEMBANK_FAIL_POINT("checkpoint.collect.next");
     const absl::Status removed = Delete(id);
     if (!removed.ok()) LOG_WARN("checkpoint {} could not be removed, the next start will: {}", id, std::string(removed.message()));
   }

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/base/crc32c.h"
+#include "common/base/fail_point.h"
 #include "common/base/status_macros.h"
 #include "memory_server/block_record.h"
 #include "memory_server/shard.h"
@@ -55,7 +56,9 @@ absl::Status Shard::PrepareCheckpoint(const std::string& id, uint64_t step) {
   if (!snapshot.ok()) return Annotate(snapshot.status(), fmt::format("checkpoint {}", id));
   BlockTable::Cut& blocks = **snapshot;
   RETURN_IF_ERROR(CheckFreeSpace(blocks.dirty_bytes()));
+  MEMBANK_FAIL_POINT("checkpoint.write.begun");
   const absl::Status status = blocks.Write([&](const HeadStores& stores) -> absl::Status {
+    MEMBANK_FAIL_POINT("checkpoint.write.done");
     RETURN_IF_ERROR(stores.state->Put(kMarksKey, Bytes(EncodeMarks(marks))));
     return checkpoints_->Prepare(id, marks, blocks.digest(), stores);
   });
@@ -74,6 +77,7 @@ absl::Status Shard::AbortCheckpoint(const std::string& id) {
   if (absl::IsNotFound(cut.status())) return absl::OkStatus();
   RETURN_IF_ERROR(cut.status());
   if (cut->committed > 0) return FailedPrecondition("checkpoint {} is committed, it can be deleted but not aborted", id);
+  MEMBANK_FAIL_POINT("checkpoint.abort.begun");
   return checkpoints_->Delete(id);
 }
 
@@ -91,9 +95,11 @@ absl::Status Shard::RestoreCheckpoint(const std::string& id) {
   absl::MutexLock train(&train_mu_);
   ASSIGN_OR_RETURN(const Cut cut, checkpoints_->Find(id));
   ASSIGN_OR_RETURN(Head head, LoadCut(cut));
+  MEMBANK_FAIL_POINT("restore.loaded");
   ASSIGN_OR_RETURN(BlockTable::LiveStores stores, checkpoints_->OpenHead(cut));
   const std::optional<Cut> last = checkpoints_->LastCommitted();
   if (!last.has_value() || last->id != id) RETURN_IF_ERROR(checkpoints_->Commit(id));
+  MEMBANK_FAIL_POINT("restore.opened");
   InstallHead(std::move(head), std::move(stores));
   return absl::OkStatus();
 }

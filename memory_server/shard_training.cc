@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "common/bank/block_init.h"
+#include "common/base/fail_point.h"
 #include "common/base/file.h"
 #include "common/base/json.h"
 #include "common/base/status_macros.h"
@@ -95,6 +96,7 @@ absl::StatusOr<uint64_t> Shard::BeginRun(const RunSettings& settings) {
   // Only train_mu_ is held over the write: nobody else changes the runs meanwhile.
   runs[settings.run_id] = settings.epoch;
   RETURN_IF_ERROR(WriteFileAtomic(options_.data_directory + kRunsFile, runs.dump(1)));
+  MEMBANK_FAIL_POINT("run.fenced");
   absl::MutexLock lock(&run_mu_);
   run_epochs_[settings.run_id] = settings.epoch;
   run_ = settings;
@@ -159,6 +161,7 @@ absl::StatusOr<PushOutcome> Shard::FinishPush(GradientPush* push) {
   pending->arrived[push->rank_] = true;
   pending->bytes += std::exchange(push->reserved_bytes_, 0);
   next_step_[push->rank_] = push->step_.step + 1;
+  MEMBANK_FAIL_POINT("push.counted");
   return PushOutcome::kAccepted;
 }
 
@@ -268,6 +271,7 @@ absl::StatusOr<double> Shard::PrepareStep(const StepId& step, absl::Time deadlin
   }
   // All ranks have arrived, so no push touches the step any more.
   pending->sum = SumRanks(std::move(pending->ranks));
+  MEMBANK_FAIL_POINT("step.prepare.summed");
   std::vector<const Gradient*> gradients;
   for (const auto& [id, gradient] : pending->sum) gradients.push_back(&gradient);
   std::vector<double> squares(gradients.size());
@@ -324,6 +328,7 @@ absl::StatusOr<uint64_t> Shard::ApplyStep(const StepId& step, const ApplyParamet
     if (!result.ok()) return Annotate(result, fmt::format("step {} of run {} on server \"{}\" is half applied", step.step, step.run_id,
                                                           options_.server_id));
 
+  MEMBANK_FAIL_POINT("step.apply.updated");
   std::unique_ptr<PendingStep> applied;  // freed after the lock
   absl::MutexLock lock(&run_mu_);
   const auto it = pending_.find(step.step);
@@ -332,6 +337,7 @@ absl::StatusOr<uint64_t> Shard::ApplyStep(const StepId& step, const ApplyParamet
   pushed_bytes_ -= applied->bytes;
   head_sum_of_squares_ = applied->sum_of_squares;
   head_step_ = step.step;
+  MEMBANK_FAIL_POINT("step.apply.counted");
   return head_step_;
 }
 

@@ -37,32 +37,50 @@ def make_anchor(directory):
 class MemoryServers:
     """The memory servers of one bank: spec, slot map and data live in `directory`, `arguments` go to each. Use with contextlib.closing."""
 
-    def __init__(self, directory, spec, count=2, arguments=("--admin-listen", "")):
+    def __init__(self, directory, spec, count=2, arguments=("--admin-listen", ""), program="membank-memory-server"):
         self.directory = pathlib.Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.spec = spec
+        self.program = BINARIES / program
         self.arguments = [str(word) for word in arguments]
         self.ports = {f"m{i}": port for i, port in enumerate(free_ports(count))}
         self.slot_map = self.directory / "slots.json"
-        servers = [word for name, port in self.ports.items() for word in ("--server", f"{name}=127.0.0.1:{port}")]
-        membank("bank", "slots", "init", *servers, "--output", self.slot_map)
+        self.write_slot_map(self.slot_map, self.ports)
         self.running = {}
 
+    def write_slot_map(self, path, ports):
+        """The slot map of these servers behind other ports, for instance those of proxies."""
+        servers = [word for name, port in ports.items() for word in ("--server", f"{name}=127.0.0.1:{port}")]
+        membank("bank", "slots", "init", *servers, "--output", path)
+
     def start(self):
-        for name, port in self.ports.items():
-            ready = self.directory / f"{name}.ready"
-            ready.unlink(missing_ok=True)
-            with open(self.directory / f"{name}.log", "ab") as log:
-                self.running[name] = subprocess.Popen(
-                    [BINARIES / "membank-memory-server", "--server-id", name, "--listen", f"127.0.0.1:{port}", "--data-dir",
-                     self.directory / name, "--bank-spec", self.spec, "--slot-map", self.slot_map, "--ready-file", ready, *self.arguments],
-                    stdout=log, stderr=log)
-        deadline = time.monotonic() + 60
-        for name, process in self.running.items():
-            while not (self.directory / f"{name}.ready").exists():
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise AssertionError(f"{name} did not start:\n{(self.directory / f'{name}.log').read_text()[-3000:]}")
-                time.sleep(0.02)
+        for name in self.ports:
+            self.launch(name)
+        for name in self.ports:
+            if not self.wait_ready(name):
+                raise AssertionError(f"{name} did not start:\n{self.log(name)}")
+
+    def launch(self, name, environment=()):
+        """Starts one server and returns at once."""
+        ready = self.directory / f"{name}.ready"
+        ready.unlink(missing_ok=True)
+        with open(self.directory / f"{name}.log", "ab") as log:
+            self.running[name] = subprocess.Popen(
+                [self.program, "--server-id", name, "--listen", f"127.0.0.1:{self.ports[name]}", "--data-dir",
+                 self.directory / name, "--bank-spec", self.spec, "--slot-map", self.slot_map, "--ready-file", ready, *self.arguments],
+                stdout=log, stderr=log, env={**os.environ, **dict(environment)})
+
+    def wait_ready(self, name, seconds=60):
+        """True when it serves, False when it ended or did not get ready in time."""
+        deadline = time.monotonic() + seconds
+        while not (self.directory / f"{name}.ready").exists():
+            if self.running[name].poll() is not None or time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def log(self, name):
+        return (self.directory / f"{name}.log").read_text()[-3000:]
 
     def kill(self):
         """kill -9 of all servers at once."""

@@ -1,0 +1,304 @@
+// A trainer whose every block has a known value: gradients are small integers, SGD runs with rate 1, so what a block lost since step 0 is
+// the count of all that was pushed to it, and that is a function of the step alone. One push lost or counted twice shows, whatever happened
+// to servers and connections meanwhile. It pushes as two ranks in random order, repeats and replays calls, prepares, commits, aborts,
+// deletes and restores checkpoints and publishes versions; when a call fails it goes back to the newest checkpoint, as a trainer does. It
+// checks that no acknowledged checkpoint or version is lost, and compares every block after every restore and round.
+//
+//   expected_state --slot-map FILE --seed N [--rounds N | --stop-file FILE] [--check-only]
+//
+// Exit 0: everything held; the last line is a JSON object of counts. Exit 1: the first violation on stderr.
+#include <chrono>
+#include <filesystem>
+#include <map>
+#include <random>
+#include <thread>
+
+#include "CLI/CLI.hpp"
+#include "common/bank/block_layout.h"
+#include "common/base/status_macros.h"
+#include "common/client/memory_client.h"
+#include "nlohmann/json.hpp"
+
+namespace membank {
+namespace {
+
+using std::chrono::milliseconds;
+using Clock = std::chrono::steady_clock;
+
+constexpr uint32_t kRanks = 2;
+constexpr auto kGiveUp = std::chrono::seconds(60);  // without progress
+
+struct Options {
+  std::string slot_map, stop_file;
+  uint64_t seed = 1, rounds = 10;
+  bool check_only = false;
+};
+
+// A violation of what is promised; everything else that goes wrong is a fault to recover from.
+struct Violation : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+template <typename... Arguments>
+void Require(bool holds, fmt::format_string<Arguments...> text, Arguments&&... arguments) {
+  if (!holds) throw Violation(fmt::format(text, std::forward<Arguments>(arguments)...));
+}
+
+// Repeats what changes nothing, or may be repeated, until it works.
+template <typename Call>
+auto Insist(const char* what, Call call) {
+  for (const auto end = Clock::now() + kGiveUp;; std::this_thread::sleep_for(milliseconds(20))) {
+    auto result = call();
+    if (result.ok()) return *std::move(result);
+    Require(Clock::now() < end, "{}: no success within 60 s: {}", what, result.status().ToString());
+  }
+}
+
+uint64_t Mix(uint64_t x) {
+  x = (x ^ (x >> 31)) * 0x9e3779b97f4a7c15ull;
+  return x ^ (x >> 29);
+}
+
+// What rank `rank` pushes to a block at `step`; 0: the block is not in its push.
+int Gradient(uint64_t step, BlockId id, uint32_t rank) {
+  const uint64_t hash = Mix(step * 1000003 + id.level * 10007 + id.cluster * 101 + rank);
+  return hash % 3 == 0 ? static_cast<int>(hash / 3 % 5 + 1) : 0;
+}
+
+class Trainer {
+ public:
+  Trainer(MemoryClient* client, const Options& options) : client_(*client), spec_(client->spec()), random_(options.seed) {
+    for (uint32_t level = 1; level <= spec_.depth(); ++level)
+      for (uint32_t cluster = 0; cluster <= ClusterCount(spec_.fan_out, level); ++cluster) blocks_.push_back({level, cluster});
+  }
+
+  // Gets hold of the servers as they are.
+  void Begin() {
+    const uint64_t head = Insist("status", [&] { return client_.GetStatus(); }).head_step;
+    CheckBlocks(head, "");
+    if (head > 0) return Recover();
+    absl::Status begun = Checkpoint("c0", 0);
+    while (!begun.ok()) {
+      Recover();
+      begun = Checkpoint("c0", 0);
+    }
+    Recover();
+  }
+
+  // Three steps, and each thing that can be done to checkpoints and versions.
+  void Round() {
+    if (const absl::Status status = TryRound(); !status.ok()) {
+      ++counts_["failed_calls"];
+      if (status.code() == absl::StatusCode::kResourceExhausted) ++counts_["refused_for_space"];
+      Require(!absl::IsDataLoss(status), "{}", status.ToString());
+      Recover();
+    }
+  }
+
+  void CheckNow() { CheckBlocks(Insist("status", [&] { return client_.GetStatus(); }).head_step, ""); }
+
+  const std::map<std::string, uint64_t>& counts() const { return counts_; }
+
+ private:
+  bool Chance(int percent) { return static_cast<int>(random_() % 100) < percent; }
+
+  absl::Status TryRound() {
+    for (int i = 0; i < 3; ++i) RETURN_IF_ERROR(Step());
+    RETURN_IF_ERROR(client_.PrepareCheckpoint(fmt::format("a{}", head_), head_));
+    RETURN_IF_ERROR(client_.AbortCheckpoint(fmt::format("a{}", head_)));
+    const std::string id = fmt::format("c{}", head_);
+    RETURN_IF_ERROR(Checkpoint(id, head_));
+    if (Chance(30)) RETURN_IF_ERROR(Publish(id));
+    RETURN_IF_ERROR(Step());
+    if (Chance(30)) {
+      RETURN_IF_ERROR(client_.RestoreCheckpoint(id));
+      ++counts_["restores"];
+      return BeginRun();
+    }
+    RETURN_IF_ERROR(client_.PrepareCheckpoint(fmt::format("d{}", head_), head_));
+    RETURN_IF_ERROR(client_.DeleteCheckpoint(fmt::format("d{}", head_)));
+    ++counts_["rounds"];
+    return absl::OkStatus();
+  }
+
+  absl::Status Checkpoint(const std::string& id, uint64_t step) {
+    RETURN_IF_ERROR(client_.PrepareCheckpoint(id, step));
+    RETURN_IF_ERROR(client_.CommitCheckpoint(id));
+    if (Chance(20)) RETURN_IF_ERROR(client_.CommitCheckpoint(id));
+    committed_ = step;
+    ++counts_["checkpoints"];
+    return absl::OkStatus();
+  }
+
+  absl::Status Publish(const std::string& id) {
+    const std::string name = fmt::format("v{}", head_);
+    RETURN_IF_ERROR(client_.Publish(id, name));
+    published_[name] = head_;
+    ++counts_["versions"];
+    return absl::OkStatus();
+  }
+
+  absl::Status Push(uint64_t step, uint32_t rank) {
+    std::vector<std::vector<float>> values;
+    std::vector<BlockGradient> gradients;
+    values.reserve(blocks_.size());
+    for (BlockId id : blocks_) {
+      const int gradient = Gradient(step, id, rank);
+      if (gradient == 0) continue;
+      values.emplace_back(spec_.BlockElements(id.level), static_cast<float>(gradient));
+      gradients.push_back({id, DType::kF32, {reinterpret_cast<const uint8_t*>(values.back().data()), values.back().size() * sizeof(float)}});
+    }
+    return client_.Push(Id(step), rank, gradients);
+  }
+
+  StepId Id(uint64_t step) const { return {"expected", epoch_, step}; }
+
+  // Both ranks at once, some pushes and phases twice, old pushes again and one that is too early.
+  absl::Status Step() {
+    const uint64_t step = head_ + 1;
+    std::vector<std::pair<uint64_t, uint32_t>> calls;
+    for (uint32_t rank = 0; rank < kRanks; ++rank) {
+      calls.push_back({step, rank});
+      if (Chance(30)) calls.push_back({step, rank}), ++counts_["duplicated_pushes"];
+      if (Chance(20) && head_ > first_) calls.push_back({head_, rank}), ++counts_["replayed_pushes"];
+    }
+    std::shuffle(calls.begin(), calls.end(), random_);
+    std::vector<absl::Status> results(calls.size());
+    std::vector<std::thread> threads;
+    for (size_t i = 0; i < calls.size(); ++i) {
+      threads.emplace_back([&, i, wait = random_() % 3] {
+        std::this_thread::sleep_for(milliseconds(wait));
+        results[i] = Push(calls[i].first, calls[i].second);
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    for (const absl::Status& result : results) RETURN_IF_ERROR(result);
+    if (Chance(10)) {
+      const absl::Status early = Push(step + 2, 0);
+      Require(!early.ok(), "a push of step {} was taken while the head is at {}", step + 2, head_);
+      ++counts_["early_pushes"];
+    }
+    RETURN_IF_ERROR(client_.PrepareStep(Id(step), std::chrono::seconds(3)).status());
+    if (Chance(20)) RETURN_IF_ERROR(client_.PrepareStep(Id(step), std::chrono::seconds(3)).status());
+    RETURN_IF_ERROR(client_.ApplyStep(Id(step), {1, 1, 0}));
+    if (Chance(20)) RETURN_IF_ERROR(client_.ApplyStep(Id(step), {1, 1, 0}));
+    head_ = step;
+    ++counts_["steps"];
+    return absl::OkStatus();
+  }
+
+  absl::Status BeginRun() {
+    ASSIGN_OR_RETURN(const BankStatus status, client_.GetStatus());
+    RunSettings run;
+    run.run_id = "expected";
+    epoch_ = std::max(epoch_, status.run_epoch) + 1;
+    run.epoch = epoch_;
+    run.world_size = kRanks;
+    run.optimizer = OptimizerKind::kSgd;
+    first_ = head_ = status.head_step;
+    run.first_step = head_ + 1;
+    return client_.BeginRun(run);
+  }
+
+  // Back to the newest checkpoint that all servers have, committed or only prepared; never older than what was acknowledged.
+  void Recover() {
+    ++counts_["recoveries"];
+    for (const auto end = Clock::now() + kGiveUp;; std::this_thread::sleep_for(milliseconds(20))) {
+      const absl::Status status = TryRecover();
+      if (status.ok()) break;
+      Require(!absl::IsDataLoss(status), "{}", status.ToString());
+      Require(Clock::now() < end, "no recovery within 60 s: {}", status.ToString());
+    }
+    Require(head_ >= committed_, "checkpoint c{} was acknowledged, the servers went back to step {}", committed_, head_);
+    CheckBlocks(head_, "");
+    for (const auto& [name, step] : published_) CheckBlocks(step, name);
+  }
+
+  absl::Status TryRecover() {
+    ASSIGN_OR_RETURN(const std::vector<CheckpointInfo> list, client_.ListCheckpoints());
+    const CheckpointInfo* newest = nullptr;
+    for (const CheckpointInfo& info : list)
+      if (info.id[0] == 'c' && (newest == nullptr || info.step >= newest->step)) newest = &info;
+    if (newest != nullptr) RETURN_IF_ERROR(client_.RestoreCheckpoint(newest->id));
+    return BeginRun();
+  }
+
+  // Every element that starts at zero holds minus the sum of all steps up to `step`.
+  void CheckBlocks(uint64_t step, const std::string& version) {
+    std::vector<std::vector<float>> values;
+    std::vector<BlockFetch> fetches;
+    for (BlockId id : blocks_) {
+      values.emplace_back(spec_.BlockElements(id.level));
+      fetches.push_back({id, {reinterpret_cast<uint8_t*>(values.back().data()), values.back().size() * sizeof(float)}});
+    }
+    FetchOptions options;
+    options.bank_version = version;
+    options.timeout = milliseconds(5000);
+    Insist("fetch", [&]() -> absl::StatusOr<bool> {
+      RETURN_IF_ERROR(client_.Fetch(absl::MakeSpan(fetches), options));
+      return true;
+    });
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      const BlockId id = blocks_[i];
+      int64_t expected = 0;
+      for (uint64_t s = 1; s <= step; ++s)
+        for (uint32_t rank = 0; rank < kRanks; ++rank) expected += Gradient(s, id, rank);
+      const FfnLayerRange last = FfnLayer(spec_, id.level, spec_.layers - 1);
+      for (uint64_t element = last.down; element < last.end; ++element) {
+        Require(values[i][element] == -static_cast<float>(expected), "block {} of {} at step {}: element {} is {}, expected {}", ToString(id),
+                version.empty() ? "the head" : version, step, element, values[i][element], -expected);
+      }
+    }
+    ++counts_["comparisons"];
+  }
+
+  MemoryClient& client_;
+  const BankSpec spec_;
+  std::mt19937_64 random_;
+  std::vector<BlockId> blocks_;
+  uint64_t epoch_ = 0, head_ = 0, first_ = 0;    // of the run that is active
+  uint64_t committed_ = 0;                       // last acknowledged checkpoint
+  std::map<std::string, uint64_t> published_;    // acknowledged versions and their steps
+  std::map<std::string, uint64_t> counts_;
+};
+
+int Run(const Options& options) {
+  MemoryClientOptions client_options;
+  client_options.slot_map_path = options.slot_map;
+  client_options.call_timeout = milliseconds(4000);
+  auto client = MemoryClient::Connect(client_options);
+  if (!client.ok()) {
+    fmt::print(stderr, "cannot connect: {}\n", client.status().ToString());
+    return 1;
+  }
+  Trainer trainer(client->get(), options);
+  try {
+    if (options.check_only) {
+      trainer.CheckNow();
+    } else {
+      trainer.Begin();
+      for (uint64_t round = 0; options.stop_file.empty() ? round < options.rounds : !std::filesystem::exists(options.stop_file); ++round) trainer.Round();
+      trainer.CheckNow();
+    }
+  } catch (const Violation& violation) {
+    fmt::print(stderr, "VIOLATION: {}\n", violation.what());
+    return 1;
+  }
+  fmt::print("{}\n", nlohmann::json(trainer.counts()).dump());
+  return 0;
+}
+
+}  // namespace
+}  // namespace membank
+
+int main(int argc, char** argv) {
+  membank::Options options;
+  CLI::App app("a trainer whose every block has a known value", "expected_state");
+  app.add_option("--slot-map", options.slot_map, "Slot map of the servers")->required();
+  app.add_option("--seed", options.seed, "Of the order of calls");
+  app.add_option("--rounds", options.rounds, "Rounds to run");
+  app.add_option("--stop-file", options.stop_file, "Run until this file exists, instead of --rounds");
+  app.add_flag("--check-only", options.check_only, "Compare every block with the head's step, and end");
+  CLI11_PARSE(app, argc, argv);
+  return membank::Run(options);
+}
