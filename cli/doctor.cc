@@ -7,6 +7,7 @@
 #include "cli/doctor_probes.h"
 #include "cli/doctor_server.h"
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "model_worker/train/anchor_facts.h"
 #include "nlohmann/json.hpp"
@@ -89,7 +90,7 @@ void PrintJson(const BankSpec& spec, const MachineRates& rates, const DoctorRepo
       {"disk_write", rates.disk_write}, {"disk_read", rates.disk_read}, {"disk_sync_seconds", rates.disk_sync_seconds}, {"loopback", rates.loopback},
       {"crc32c", rates.crc32c}, {"memory_stream", rates.memory_stream}, {"fetch", rates.fetch}, {"push", rates.push}, {"prepare", rates.prepare},
       {"apply", rates.apply}, {"checkpoint", rates.checkpoint}, {"memory_bytes", rates.memory_bytes}, {"disk_free_bytes", rates.disk_free_bytes}};
-  fmt::print("{}\n", nlohmann::json{{"spec", nlohmann::json::parse(spec.ToJson())},
+  fmt::print("{}\n", nlohmann::json{{"spec", *ParseJson(spec.ToJson())},
                                     {"rates", figures},
                                     {"step", ToJson(report.step)},
                                     {"miss", ToJson(report.miss)},

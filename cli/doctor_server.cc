@@ -14,9 +14,9 @@
 
 #include "common/base/buffer.h"
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "common/client/memory_client.h"
-#include "nlohmann/json.hpp"
 
 extern char** environ;
 
@@ -81,7 +81,8 @@ class ServerProcess {
     if (error != 0) return absl::ErrnoToStatus(error, "start " + program);
     for (int i = 0; i < 3000; ++i) {
       if (const absl::StatusOr<std::string> json = ReadFile(ready); json.ok()) {
-        address_ = nlohmann::json::parse(*json)["listen"];
+        ASSIGN_OR_RETURN(nlohmann::json addresses, ParseJson(*json));
+        address_ = addresses["listen"];
         return absl::OkStatus();
       }
       if (::waitpid(pid_, nullptr, WNOHANG) == pid_) {

@@ -17,7 +17,7 @@ class BlockingTest : public ServeTest {
           table.epoch = blocked_ ? 2 : 1;
           if (blocked_) table.SetBlocked({1, 2}, true);
           return table;
-        }, TinyBank().fan_out, kLease) {}
+        }, TinySpec().fan_out, kLease) {}
 
   void TearDown() override {
     ServeTest::TearDown();
@@ -32,7 +32,7 @@ class BlockingTest : public ServeTest {
 
   // What the memory servers do: the blocks first, then the acknowledgement.
   void BlockPrefix() {
-    for (uint32_t cluster : {6u, 7u, 8u}) memory_.Block({2, cluster});
+    for (uint32_t cluster : {8u, 9u, 10u, 11u}) memory_.Block({2, cluster});
     memory_.Block({1, 2});
     blocked_ = true;
   }
@@ -48,17 +48,17 @@ class BlockingTest : public ServeTest {
 
 TEST_F(BlockingTest, AWarmCacheAnswersAsWithZerosAfterTheLease) {
   Start(Watched());
-  auto before = Submit(Task("a question", Leaf(7)));  // one at a time: other rows in a matrix product may change the last bits
+  auto before = Submit(Task("a question", Leaf(9)));  // one at a time: other rows in a matrix product may change the last bits
   ASSERT_TRUE(before->Wait().ok());
   auto other = Submit(Task("a question", Leaf(1)));
   ASSERT_TRUE(other->Wait().ok());
-  const int fetches = memory_.fetches({2, 7});
-  auto cached = Submit(Task("a question", Leaf(7)));
+  const int fetches = memory_.fetches({2, 9});
+  auto cached = Submit(Task("a question", Leaf(9)));
   ASSERT_TRUE(cached->Wait().ok());
-  EXPECT_EQ(memory_.fetches({2, 7}), fetches) << "the cache is warm";
+  EXPECT_EQ(memory_.fetches({2, 9}), fetches) << "the cache is warm";
   BlockPrefix();
   absl::SleepFor(kLease);
-  auto after = Submit(Task("a question", Leaf(7)));
+  auto after = Submit(Task("a question", Leaf(9)));
   ASSERT_TRUE(after->Wait().ok());
   auto other_after = Submit(Task("a question", Leaf(1)));
   ASSERT_TRUE(other_after->Wait().ok());
@@ -68,18 +68,18 @@ TEST_F(BlockingTest, AWarmCacheAnswersAsWithZerosAfterTheLease) {
   engine_.reset();
   FakeMemory zeroed;
   zeroed.Zero({1, 2});
-  zeroed.Zero({2, 7});
+  zeroed.Zero({2, 9});
   auto reference = ModelEngine::Create(std::make_unique<Transformer>(TinyAnchor(), false), &zeroed, &tokenizer_, Options());
   ASSERT_TRUE(reference.ok()) << reference.status();
   auto expected = std::make_shared<Collector>();
-  ASSERT_TRUE((*reference)->Generate(Task("a question", Leaf(7)), expected).ok());
+  ASSERT_TRUE((*reference)->Generate(Task("a question", Leaf(9)), expected).ok());
   ASSERT_TRUE(expected->Wait().ok());
   ExpectBitEqual(*after, *expected);
 }
 
 TEST_F(BlockingTest, WhatRunsWithABlockedBlockEnds) {
   Start(Watched());
-  GenerateTask task = Task("go on", Leaf(7));
+  GenerateTask task = Task("go on", Leaf(9));
   task.sampling.max_tokens = 450;
   task.sampling.ignore_eos = true;
   std::vector<std::shared_ptr<Collector>> running;
@@ -95,18 +95,18 @@ TEST_F(BlockingTest, WhatRunsWithABlockedBlockEnds) {
 
 TEST_F(BlockingTest, WithoutNewsFromTheServersCachedBlocksAreNotUsed) {
   Start(Watched());
-  ASSERT_TRUE(Submit(Task("warm", Leaf(7)))->Wait().ok());
+  ASSERT_TRUE(Submit(Task("warm", Leaf(9)))->Wait().ok());
   away_ = true;
   memory_.Fail({1, 2}, Unavailable("m0 is away"));
-  memory_.Fail({2, 7}, Unavailable("m0 is away"));
+  memory_.Fail({2, 9}, Unavailable("m0 is away"));
   absl::SleepFor(2 * kLease);
-  EXPECT_EQ(Submit(Task("cached", Leaf(7)))->Wait().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(Submit(Task("cached", Leaf(9)))->Wait().code(), absl::StatusCode::kUnavailable);
   EXPECT_TRUE(Submit(Task("without memory", None()))->Wait().ok());
   away_ = false;
   memory_.Fail({1, 2}, absl::OkStatus());
-  memory_.Fail({2, 7}, absl::OkStatus());
+  memory_.Fail({2, 9}, absl::OkStatus());
   absl::SleepFor(kLease);
-  EXPECT_TRUE(Submit(Task("back", Leaf(7)))->Wait().ok());
+  EXPECT_TRUE(Submit(Task("back", Leaf(9)))->Wait().ok());
 }
 
 }  // namespace
