@@ -8,6 +8,7 @@
 
 #include "cli/command.h"
 #include "cli/connect.h"
+#include "common/bank/gradient_codec.h"
 #include "common/base/status_macros.h"
 #include "model_worker/train/trainer.h"
 #include "nlohmann/json.hpp"
@@ -27,6 +28,7 @@ struct TrainCommand {
   TrainOptions options;
   MemoryServers servers;
   std::string mode = "frozen", resume = "auto", prefetch = "on", dtype = "bf16";
+  std::string gradient_dtype, optimizer = "adamw", decay = "touched", master_weights = "fp32";
 };
 
 absl::Status RunTrain(const TrainCommand& command) {
@@ -35,12 +37,20 @@ absl::Status RunTrain(const TrainCommand& command) {
   options.resume = command.resume == "auto";
   options.prefetch = command.prefetch == "on";
   ASSIGN_OR_RETURN(options.dtype, ParseDType(command.dtype));
+  if (!command.gradient_dtype.empty()) {
+    ASSIGN_OR_RETURN(options.gradient_dtype, ParseGradientDType(command.gradient_dtype));
+  }
+  for (const OptimizerKind kind : {OptimizerKind::kAdamW, OptimizerKind::kSgd, OptimizerKind::kRowWiseAdamW})
+    if (OptimizerName(kind) == command.optimizer) options.optimizer = kind;
+  for (const DecayPolicy policy : {DecayPolicy::kTouched, DecayPolicy::kMissed, DecayPolicy::kNone})
+    if (DecayPolicyName(policy) == command.decay) options.decay = policy;
+  options.master_weights = command.master_weights == "fp32";
   ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, command.servers.Connect());
   std::signal(SIGINT, RequestStop);
   std::signal(SIGTERM, RequestStop);
   ASSIGN_OR_RETURN(const TrainSummary summary, Train(options, *client, stop_requested));
   fmt::print("{}\n", summary.ToJson().dump());
-  if (!summary.finished())
+  if (!summary.finished() && options.rank == 0)
     fmt::print(stderr, "stopped after step {} of {}; checkpoint {} is written. The same command with --output {} goes on from there.\n",
                summary.steps_done, summary.steps, summary.checkpoint, summary.run_directory);
   return absl::OkStatus();
@@ -72,19 +82,32 @@ void AddRecipe(CLI::App* app, TrainCommand* command) {
   app->add_option("--anchor-learning-rate", o.anchor_learning_rate, "co-training: of the anchor, same schedule (default: --learning-rate)");
   app->add_option("--warmup-steps", o.warmup_steps, "linear warm-up")->capture_default_str();
   app->add_option("--weight-decay", o.weight_decay, "decoupled; on the blocks of a step and on a co-trained anchor")->capture_default_str();
+  app->add_option("--decay", command->decay, "weight decay falls on a block that a step touches: touched: once; missed: once for every step since it "
+                  "was touched last; none: never")->check(CLI::IsMember({"touched", "missed", "none"}))->capture_default_str();
+  app->add_option("--optimizer", command->optimizer, "of the blocks, at the memory servers: adamw; row-wise-adamw: one second moment per row of "
+                  "512 or so parameters, 4 bytes less each; sgd")->check(CLI::IsMember({"adamw", "row-wise-adamw", "sgd"}))->capture_default_str();
+  app->add_option("--master-weights", command->master_weights, "at the memory servers, beside the blocks of a bf16 bank: fp32; none: the payload "
+                  "is rounded stochastically, 4 bytes less per parameter")->check(CLI::IsMember({"fp32", "none"}))->capture_default_str();
   app->add_option("--clip", o.clip, "largest global norm of the gradient, memory and anchor together; 0 = off")->capture_default_str();
   app->add_option("--generic-probability", o.generic_probability,
                   "a sequence learns the generic memory instead of its path with this probability (default: 1/(k+1), the paper's)");
   app->add_flag("--generic-control", o.generic_control,
                 "train the generic memory on the same sequences in the same steps, each with its own mean loss: the control then sees "
                 "exactly as many tokens as the bank (twice the compute; frozen anchor only)");
-  app->add_option("--dtype", command->dtype, "bf16 or fp32: activations, blocks, pushed gradients")->capture_default_str();
+  app->add_option("--dtype", command->dtype, "bf16 or fp32: activations, blocks")->capture_default_str();
+  app->add_option("--gradient-dtype", command->gradient_dtype, "of pushed gradients: bf16, fp32, or int8 with a scale per row and error feedback "
+                  "(half the bytes of bf16; 4 bytes of memory per parameter of the blocks a worker trains) (default: as --dtype)");
   app->add_option("--seed", o.seed, "order of the sequences and choice of the generic ones")->capture_default_str();
 }
 
 void AddRunning(CLI::App* app, TrainCommand* command) {
   TrainOptions& o = command->options;
-  app->add_option("--staleness", o.staleness, "0: exact. 1: a step may compute before the one in front of it is applied; not reproducible")
+  app->add_option("--staleness", o.staleness, "steps a worker may compute ahead of the applied ones, enforced by the servers; 0: exact, above: not reproducible")
+      ->capture_default_str();
+  app->add_option("--rank", o.rank, "this process among --world-size that share every batch; 0 commits steps and checkpoints")->envname("RANK")
+      ->capture_default_str();
+  app->add_option("--world-size", o.world_size, "ranks of the run, each started with the same settings")->envname("WORLD_SIZE")->capture_default_str();
+  app->add_option("--rank-timeout", o.rank_timeout_seconds, "seconds that a rank waits for another one before it gives up, naming it")
       ->capture_default_str();
   app->add_option("--checkpoint-every", o.checkpoint_every, "steps; 0 = only at the start and the end")->capture_default_str();
   app->add_option("--keep-checkpoints", o.keep_checkpoints, "older ones are deleted, here and at the servers (which keep at most their own --keep-checkpoints)")->capture_default_str();

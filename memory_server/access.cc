@@ -21,6 +21,8 @@ constexpr struct {
     {"BeginRun", CallRole::kTrainer},
     {"PrepareStep", CallRole::kTrainer},
     {"ApplyStep", CallRole::kTrainer},
+    {"JoinRun", CallRole::kTrainer},
+    {"AwaitStep", CallRole::kTrainer},
     {"Checkpoint", CallRole::kTrainer},
     {"Publish", CallRole::kAdministrator},
     {"GetAccess", CallRole::kEverybody},

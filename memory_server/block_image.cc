@@ -109,10 +109,8 @@ absl::StatusOr<std::shared_ptr<TrainState>> ReadState(const HeadStores& stores, 
 }
 
 absl::Status CheckState(const BankSpec& spec, BlockId id, uint64_t payload_version, const StateRecord& record) {
-  const uint64_t arrays = spec.BlockElements(id.level) * sizeof(float);
-  const bool fits = payload_version == record.version && record.weights.size() == (spec.dtype == DType::kBF16 ? arrays : 0) &&
-                    (record.m.empty() || record.m.size() == arrays);
-  if (fits) return absl::OkStatus();
+  const bool fits = StateFits(spec, id, record.weights.size(), record.m.size(), record.v.size());
+  if (fits && payload_version == record.version) return absl::OkStatus();
   return DataLoss("state of block {} at step {} does not belong to its payload", ToString(id), record.version);
 }
 

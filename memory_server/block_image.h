@@ -12,6 +12,7 @@
 #include "common/bank/bank_spec.h"
 #include "common/base/buffer.h"
 #include "memory_server/block_record.h"
+#include "memory_server/block_update.h"
 #include "memory_server/buffer_pool.h"
 #include "memory_server/checkpoint.h"
 #include "memory_server/payload_cache.h"
@@ -19,18 +20,13 @@
 namespace membank {
 
 // Optimizer state of a touched block. The arrays come from the pool and go back to it.
-struct TrainState {
+struct TrainState : OptimizerState {
   explicit TrainState(std::shared_ptr<BufferPool> pool) : buffers(std::move(pool)) {}
   ~TrainState();
   TrainState(const TrainState&) = delete;
   TrainState& operator=(const TrainState&) = delete;
 
   const std::shared_ptr<BufferPool> buffers;
-  Buffer weights;           // fp32, BF16 banks only; of F32 banks the payload is the weights
-  Buffer m, v;              // fp32; empty until AdamW touches the block
-  uint64_t adam_steps = 0;  // for bias correction
-
-  uint64_t bytes() const { return weights.size() + m.size() + v.size(); }
   std::shared_ptr<TrainState> Clone() const;
 };
 

@@ -8,7 +8,7 @@
 namespace membank {
 namespace {
 
-constexpr uint32_t kWeightsMagic = 0x3157424d, kStateMagic = 0x3153424d;  // "MBW1", "MBS1"
+constexpr uint32_t kWeightsMagic = 0x3157424d, kStateMagic = 0x3253424d;  // "MBW1", "MBS2"
 
 struct WeightsHeader {
   uint32_t magic, crc32c;
@@ -16,9 +16,9 @@ struct WeightsHeader {
 };
 struct StateHeader {
   uint32_t magic, crc32c;
-  uint64_t version, adam_steps, weights_bytes, moment_bytes;
+  uint64_t version, adam_steps, weights_bytes, m_bytes, v_bytes;
 };
-static_assert(sizeof(WeightsHeader) == 16 && sizeof(StateHeader) == 40, "no padding: the structs are the file format");
+static_assert(sizeof(WeightsHeader) == 16 && sizeof(StateHeader) == 48, "no padding: the structs are the file format");
 
 template <typename Header>
 std::string ToBytes(const Header& header) {
@@ -74,19 +74,20 @@ absl::StatusOr<WeightsRecord> DecodeWeights(absl::Span<const uint8_t> value, uin
 }
 
 std::string EncodeStateHeader(const StateRecord& record) {
-  return ToBytes(StateHeader{kStateMagic, CrcOf(record), record.version, record.adam_steps, record.weights.size(), record.m.size()});
+  return ToBytes(StateHeader{kStateMagic, CrcOf(record), record.version, record.adam_steps, record.weights.size(), record.m.size(),
+                             record.v.size()});
 }
 
 absl::StatusOr<StateRecord> DecodeState(absl::Span<const uint8_t> value) {
   ASSIGN_OR_RETURN(const StateHeader header, TakeHeader<StateHeader>(&value, kStateMagic));
-  const bool sizes_fit = header.weights_bytes <= value.size() && header.moment_bytes <= value.size() &&
-                         header.weights_bytes + 2 * header.moment_bytes == value.size();
+  const bool sizes_fit = header.weights_bytes <= value.size() && header.m_bytes <= value.size() && header.v_bytes <= value.size() &&
+                         header.weights_bytes + header.m_bytes + header.v_bytes == value.size();
   if (!sizes_fit)
-    return DataLoss("its state has {} bytes, its header says {} + 2 x {}", value.size(), header.weights_bytes, header.moment_bytes);
+    return DataLoss("its state has {} bytes, its header says {} + {} + {}", value.size(), header.weights_bytes, header.m_bytes, header.v_bytes);
   StateRecord record{header.version, header.adam_steps};
   record.weights = value.subspan(0, header.weights_bytes);
-  record.m = value.subspan(header.weights_bytes, header.moment_bytes);
-  record.v = value.subspan(header.weights_bytes + header.moment_bytes);
+  record.m = value.subspan(header.weights_bytes, header.m_bytes);
+  record.v = value.subspan(header.weights_bytes + header.m_bytes);
   RETURN_IF_ERROR(CheckCrc(header.crc32c, CrcOf(record)));
   return record;
 }

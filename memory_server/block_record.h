@@ -1,7 +1,7 @@
 // How a block lies in the stores. Keys: 'b', level, cluster (big-endian, so that scans ascend). Values start with a header, little-endian:
 //   weights store   magic "MBW1" u32 | payload crc32c u32 | version u64 | payload
-//   state store     magic "MBS1" u32 | crc32c of all arrays u32 | version u64 | AdamW steps u64 | weights bytes u64 | moment bytes u64
-//                   | weights fp32 | m fp32 | v fp32        weights: of BF16 banks; moments: once AdamW touched the block
+//   state store     magic "MBS2" u32 | crc32c of all arrays u32 | version u64 | AdamW steps u64 | bytes of weights, m, v u64 each
+//                   | weights fp32 | m fp32 | v fp32        which of them there are: block_update.h
 //   state store     key "marks": the cut's marks as JSON
 // Pure functions; DATA_LOSS says what is wrong, the caller adds block and file.
 #pragma once

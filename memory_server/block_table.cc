@@ -73,6 +73,12 @@ uint64_t BlockTable::VersionOf(BlockId id) const {
   return entry == nullptr ? 0 : entry->version;
 }
 
+uint64_t BlockTable::StateBytesOf(BlockId id) const {
+  absl::ReaderMutexLock lock(&mu_);
+  const Entry* const entry = Find(id);
+  return entry == nullptr ? 0 : entry->state_bytes;
+}
+
 absl::StatusOr<CachedPayload> BlockTable::Read(BlockId id) {
   {
     absl::ReaderMutexLock lock(&mu_);

@@ -100,6 +100,7 @@ class BlockTable {
   void Shutdown() ABSL_LOCKS_EXCLUDED(mu_);
 
   uint64_t VersionOf(BlockId id) const ABSL_LOCKS_EXCLUDED(mu_);  // 0: untouched
+  uint64_t StateBytesOf(BlockId id) const ABSL_LOCKS_EXCLUDED(mu_);
   // No payload and version 0: untouched.
   absl::StatusOr<CachedPayload> Read(BlockId id) ABSL_LOCKS_EXCLUDED(mu_);
   // These blocks are needed soon: brings them into RAM on threads of its own, as far as there is room without waiting.

@@ -1,109 +1,110 @@
 #include "memory_server/gradients.h"
 
-#include <array>
+#include <algorithm>
+#include <cmath>
 
-#include "common/bank/block_init.h"
+#include "common/bank/gradient_codec.h"
 #include "common/base/status_macros.h"
 
 namespace membank {
 namespace {
 
-constexpr size_t kChunk = 4096;  // elements converted at once; they stay in the first-level cache
+constexpr uint64_t kChunkElements = 4096;  // worked on at once; they stay in the first-level cache
 
-// Calls visit(first element, floats) over the whole gradient, chunk by chunk.
+uint64_t RowsAtOnce(BlockShape shape) { return std::max<uint64_t>(1, kChunkElements / shape.row); }
+
+// Calls visit(first row, rows, floats) over the whole gradient.
 template <typename Visit>
-void ForEachChunk(const Gradient& gradient, const Visit& visit) {
-  const size_t element = DTypeBytes(gradient.dtype), count = gradient.bytes.size() / element;
-  std::array<float, kChunk> values;
-  for (size_t first = 0; first < count; first += kChunk) {
-    const size_t n = std::min(kChunk, count - first);
-    DecodePayload(gradient.bytes.span().subspan(first * element, n * element), gradient.dtype, absl::MakeSpan(values.data(), n));
-    visit(first, absl::MakeConstSpan(values.data(), n));
+void ForEachRows(const Gradient& gradient, BlockShape shape, const Visit& visit) {
+  const uint64_t rows_at_once = RowsAtOnce(shape);
+  GradientReader reader(gradient, shape, rows_at_once);
+  for (uint64_t row = 0; row < shape.rows; row += rows_at_once) {
+    const uint64_t rows = std::min(rows_at_once, shape.rows - row);
+    visit(row, rows, reader.Rows(row, rows));
   }
 }
 
-// An element is finite when its exponent is not all ones.
-template <typename Word, Word kExponent>
-bool AllFinite(const uint8_t* bytes, size_t count) {
-  Word bad = 0;
-  for (size_t i = 0; i < count; ++i) {
-    Word word;
-    std::memcpy(&word, bytes + i * sizeof(Word), sizeof(Word));
-    bad |= static_cast<Word>((word & kExponent) == kExponent);
-  }
-  return bad == 0;
+float ElementAt(DType dtype, const uint8_t* bytes, uint64_t i) {
+  float value;
+  uint16_t half;
+  if (dtype == DType::kBF16) return std::memcpy(&half, bytes + 2 * i, 2), BF16ToFloat(half);
+  return std::memcpy(&value, bytes + 4 * i, 4), value;
 }
 
-bool AllFinite(DType dtype, const uint8_t* bytes, size_t count) {
-  return dtype == DType::kBF16 ? AllFinite<uint16_t, 0x7f80>(bytes, count) : AllFinite<uint32_t, 0x7f800000>(bytes, count);
-}
-
-Gradient ToF32(Gradient gradient) {
-  if (gradient.dtype == DType::kF32) return gradient;
-  const size_t count = gradient.bytes.size() / DTypeBytes(gradient.dtype);
-  Gradient converted{DType::kF32, Buffer(count * sizeof(float))};
-  DecodePayload(gradient.bytes.span(), gradient.dtype, absl::MakeSpan(reinterpret_cast<float*>(converted.bytes.data()), count));
-  return converted;
-}
-
-void AddTo(Gradient* sum, const Gradient& gradient) {
-  sum->sum_of_squares.reset();
-  float* const total = reinterpret_cast<float*>(sum->bytes.data());
-  ForEachChunk(gradient, [&](size_t first, absl::Span<const float> values) {
-    for (size_t i = 0; i < values.size(); ++i) total[first + i] += values[i];
-  });
-}
-
-}  // namespace
-
-uint64_t BytesOf(const RankGradients& gradients) {
-  uint64_t bytes = 0;
-  for (const auto& [id, gradient] : gradients) bytes += gradient.bytes.size();
-  return bytes;
-}
-
-absl::Status CheckFinite(DType dtype, absl::Span<const uint8_t> bytes) {
-  const size_t element = DTypeBytes(dtype), count = bytes.size() / element;
-  for (size_t first = 0; first < count; first += kChunk) {
-    const size_t n = std::min(kChunk, count - first);
-    if (AllFinite(dtype, bytes.data() + first * element, n)) continue;
-    size_t bad = first;
-    while (AllFinite(dtype, bytes.data() + bad * element, 1)) ++bad;
-    float value;
-    DecodePayload(bytes.subspan(bad * element, element), dtype, absl::MakeSpan(&value, 1));
-    return InvalidArgument("gradient element {} is {}, must be finite", bad, value);
+absl::Status CheckScales(uint64_t rows, const uint8_t* bytes) {
+  for (uint64_t r = 0; r < rows; ++r) {
+    const float scale = ElementAt(DType::kF32, bytes, r);
+    if (!std::isfinite(scale * 128.0f))
+      return InvalidArgument("gradient row {} has the scale {}, 128 times it must be finite", r, scale);
   }
   return absl::OkStatus();
 }
 
-RankGradients SumRanks(std::vector<RankGradients> ranks) {
-  RankGradients sum;
-  for (RankGradients& rank : ranks) {
-    for (auto& [id, gradient] : rank) {
-      const auto [it, first] = sum.try_emplace(id);
-      if (first) {
-        it->second = std::move(gradient);
-      } else {
-        it->second = ToF32(std::move(it->second));
-        AddTo(&it->second, gradient);
-      }
-    }
-    rank.clear();
+Gradient ToF32(BlockShape shape, Gradient gradient) {
+  if (gradient.dtype == DType::kF32) return gradient;
+  Gradient converted{DType::kF32, Buffer(shape.elements() * sizeof(float))};
+  float* const out = reinterpret_cast<float*>(converted.bytes.data());
+  ForEachRows(gradient, shape, [&](uint64_t row, uint64_t rows, const float* values) {
+    std::copy_n(values, rows * shape.row, out + row * shape.row);
+  });
+  return converted;
+}
+
+}  // namespace
+
+GradientReader::GradientReader(const Gradient& gradient, BlockShape shape, uint64_t rows_at_once, const UpdateLoops& loops)
+    : gradient_(gradient), shape_(shape), loops_(loops), decoded_(gradient.dtype == DType::kF32 ? 0 : rows_at_once * shape.row) {}
+
+const float* GradientReader::Rows(uint64_t first, uint64_t count) {
+  const uint8_t* const bytes = gradient_.bytes.data();
+  const uint64_t element = first * shape_.row, n = count * shape_.row;
+  if (gradient_.dtype == DType::kF32) return reinterpret_cast<const float*>(bytes) + element;
+  if (gradient_.dtype == DType::kBF16) {
+    loops_.decode_bf16(n, reinterpret_cast<const uint16_t*>(bytes) + element, decoded_.data());
+  } else {
+    const int8_t* const quantised = reinterpret_cast<const int8_t*>(bytes) + shape_.rows * sizeof(float);
+    loops_.decode_int8_rows(count, shape_.row, reinterpret_cast<const float*>(bytes) + first, quantised + element, decoded_.data());
+  }
+  return decoded_.data();
+}
+
+absl::Status CheckFinite(DType dtype, BlockShape shape, absl::Span<const uint8_t> bytes) {
+  if (dtype == kI8Rows) return CheckScales(shape.rows, bytes.data());
+  const auto all_finite = dtype == DType::kBF16 ? Loops().finite_bf16 : Loops().finite_f32;
+  const uint64_t element = DTypeBytes(dtype);
+  for (uint64_t first = 0; first < shape.elements(); first += kChunkElements) {
+    const uint64_t n = std::min(kChunkElements, shape.elements() - first);
+    if (all_finite(n, bytes.data() + first * element)) continue;
+    uint64_t bad = first;
+    while (std::isfinite(ElementAt(dtype, bytes.data(), bad))) ++bad;
+    return InvalidArgument("gradient element {} is {}, must be finite", bad, ElementAt(dtype, bytes.data(), bad));
+  }
+  return absl::OkStatus();
+}
+
+void AddContribution(BlockShape shape, const Gradient& gradient, float* sum) {
+  ForEachRows(gradient, shape, [&](uint64_t row, uint64_t rows, const float* values) {
+    Loops().add(rows * shape.row, values, sum + row * shape.row);
+  });
+}
+
+Gradient SumContributions(BlockShape shape, std::vector<Gradient> contributions) {
+  if (contributions.size() == 1) return std::move(contributions[0]);
+  Gradient sum = ToF32(shape, std::move(contributions[0]));
+  sum.sum_of_squares.reset();
+  float* const total = reinterpret_cast<float*>(sum.bytes.data());
+  for (size_t i = 1; i < contributions.size(); ++i) {
+    AddContribution(shape, contributions[i], total);
+    contributions[i] = Gradient();
   }
   return sum;
 }
 
-double SumOfSquares(const Gradient& gradient) {
-  constexpr size_t kLanes = 16;  // divides kChunk: an element's lane is its index modulo 16
-  std::array<double, kLanes> lanes{};
-  ForEachChunk(gradient, [&](size_t, absl::Span<const float> values) {
-    size_t i = 0;
-    for (; i + kLanes <= values.size(); i += kLanes)
-      for (size_t lane = 0; lane < kLanes; ++lane) lanes[lane] += double{values[i + lane]} * values[i + lane];
-    for (; i < values.size(); ++i) lanes[i % kLanes] += double{values[i]} * values[i];
-  });
+double SumOfSquares(BlockShape shape, const Gradient& gradient) {
+  double lanes[kSumLanes] = {};
+  ForEachRows(gradient, shape, [&](uint64_t, uint64_t rows, const float* values) { Loops().add_squares(rows * shape.row, values, lanes); });
   double sum = 0;
-  for (double lane : lanes) sum += lane;
+  for (const double lane : lanes) sum += lane;
   return sum;
 }
 

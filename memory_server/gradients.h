@@ -10,28 +10,43 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "common/bank/block.h"
+#include "common/bank/block_layout.h"
 #include "common/base/buffer.h"
 #include "common/tensors/dtype.h"
+#include "memory_server/update_loops.h"
 
 namespace membank {
 
 struct Gradient {
-  DType dtype = DType::kF32;  // F32 or BF16
+  DType dtype = DType::kF32;  // F32, BF16 or I8_ROWS (common/bank/gradient_codec.h)
   Buffer bytes;
   std::optional<double> sum_of_squares = std::nullopt;  // computed when it arrived, while the next one was on its way; of sums not known
 };
 
 using RankGradients = std::map<BlockId, Gradient>;  // one rank's contribution to a step; ascending
 
-uint64_t BytesOf(const RankGradients& gradients);
+// Hands out a gradient as floats, `rows_at_once` rows at a time.
+class GradientReader {
+ public:
+  GradientReader(const Gradient& gradient, BlockShape shape, uint64_t rows_at_once, const UpdateLoops& loops = Loops());
+  const float* Rows(uint64_t first, uint64_t count);  // good until the next call
 
-// INVALID_ARGUMENT names the first element that is NaN or infinite.
-absl::Status CheckFinite(DType dtype, absl::Span<const uint8_t> bytes);
+ private:
+  const Gradient& gradient_;
+  const BlockShape shape_;
+  const UpdateLoops& loops_;
+  std::vector<float> decoded_;
+};
 
-// Adds the ranks in order. With one contribution to a block its bytes are kept as they came; with several the sum is fp32.
-RankGradients SumRanks(std::vector<RankGradients> ranks);
+// `bytes` has GradientBytes(dtype, shape). INVALID_ARGUMENT names the first element (the first scale) that is NaN or infinite.
+absl::Status CheckFinite(DType dtype, BlockShape shape, absl::Span<const uint8_t> bytes);
+
+// sum += gradient.
+void AddContribution(BlockShape shape, const Gradient& gradient, float* sum);
+// One block's contributions, by rank. A single one is kept as it came; the sum of several is fp32.
+Gradient SumContributions(BlockShape shape, std::vector<Gradient> contributions);
 
 // In double, 16 interleaved lanes joined at the end.
-double SumOfSquares(const Gradient& gradient);
+double SumOfSquares(BlockShape shape, const Gradient& gradient);
 
 }  // namespace membank

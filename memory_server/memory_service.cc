@@ -20,8 +20,18 @@ absl::StatusOr<RunSettings> FromProto(const v1::BeginRunRequest& request) {
   switch (request.optimizer()) {
     case v1::OPTIMIZER_KIND_ADAMW: settings.optimizer = OptimizerKind::kAdamW; break;
     case v1::OPTIMIZER_KIND_SGD: settings.optimizer = OptimizerKind::kSgd; break;
-    default: return InvalidArgument("optimizer {} is unknown; allowed: ADAMW (1), SGD (2)", static_cast<int>(request.optimizer()));
+    case v1::OPTIMIZER_KIND_ROW_WISE_ADAMW: settings.optimizer = OptimizerKind::kRowWiseAdamW; break;
+    default:
+      return InvalidArgument("optimizer {} is unknown; allowed: ADAMW (1), SGD (2), ROW_WISE_ADAMW (3)", static_cast<int>(request.optimizer()));
   }
+  switch (request.decay()) {
+    case v1::DECAY_POLICY_UNSPECIFIED:
+    case v1::DECAY_POLICY_TOUCHED: settings.decay = DecayPolicy::kTouched; break;
+    case v1::DECAY_POLICY_MISSED: settings.decay = DecayPolicy::kMissed; break;
+    case v1::DECAY_POLICY_NONE: settings.decay = DecayPolicy::kNone; break;
+    default: return InvalidArgument("decay policy {} is unknown; allowed: TOUCHED (1), MISSED (2), NONE (3)", static_cast<int>(request.decay()));
+  }
+  settings.stochastic_rounding = request.stochastic_rounding();
   settings.run_id = request.run_id();
   settings.epoch = request.epoch();
   settings.world_size = request.world_size();
@@ -31,6 +41,20 @@ absl::StatusOr<RunSettings> FromProto(const v1::BeginRunRequest& request) {
   settings.beta2 = request.beta2();
   settings.epsilon = request.epsilon();
   return settings;
+}
+
+// wait(until) -> absl::StatusOr<T>, in slices: a caller that has gone does not hold its thread until the deadline.
+template <typename Wait>
+auto UntilDeadline(grpc::CallbackServerContext* context, const Wait& wait) -> decltype(wait(absl::Time())) {
+  // A little before the caller gives up by itself, so that it hears what it waited for.
+  const absl::Duration left = absl::FromChrono(context->deadline()) - absl::Now();
+  const absl::Time deadline = absl::Now() + left - std::min(left / 4, absl::Seconds(1));
+  for (;;) {
+    if (context->IsCancelled()) return Cancelled("the caller is gone");
+    const absl::Time slice = std::min(deadline, absl::Now() + absl::Seconds(1));
+    auto result = wait(slice);
+    if (result.status().code() != absl::StatusCode::kDeadlineExceeded || slice == deadline) return result;
+  }
 }
 
 void SetHeadStep(uint64_t step) {
@@ -125,17 +149,34 @@ grpc::ServerUnaryReactor* MemoryService::BeginRun(grpc::CallbackServerContext* c
   });
 }
 
+grpc::ServerUnaryReactor* MemoryService::JoinRun(grpc::CallbackServerContext* context, const v1::JoinRunRequest* request,
+                                                 v1::JoinRunReply* reply) {
+  return OnOwnThread("JoinRun", context, [this, context, request, reply]() -> absl::Status {
+    const RunMember member{request->rank(), request->world_size(), request->member_id(), request->run_id(), request->epoch(),
+                           request->description()};
+    ASSIGN_OR_RETURN(const JoinedRun joined, UntilDeadline(context, [&](absl::Time until) { return shard_->JoinRun(member, until); }));
+    reply->set_run_id(joined.run_id);
+    reply->set_epoch(joined.epoch);
+    reply->set_description(joined.description);
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* MemoryService::AwaitStep(grpc::CallbackServerContext* context, const v1::AwaitStepRequest* request,
+                                                   v1::AwaitStepReply* reply) {
+  return OnOwnThread("AwaitStep", context, [this, context, request, reply]() -> absl::Status {
+    ASSIGN_OR_RETURN(const std::vector<double> sums,
+                     UntilDeadline(context, [&](absl::Time until) { return shard_->AwaitStep(FromProto(request->step()), until); }));
+    reply->set_head_step(shard_->Status().head_step);
+    reply->mutable_sums()->Assign(sums.begin(), sums.end());
+    return absl::OkStatus();
+  });
+}
+
 grpc::ServerUnaryReactor* MemoryService::PrepareStep(grpc::CallbackServerContext* context, const v1::PrepareStepRequest* request,
                                                      v1::PrepareStepReply* reply) {
   return OnOwnThread("PrepareStep", context, [this, context, request, reply]() -> absl::Status {
-    const absl::Time deadline = absl::FromChrono(context->deadline());
-    const auto prepare = [&](absl::Time until) { return shard_->PrepareStep(FromProto(request->step()), until); };
-    absl::StatusOr<double> sum = absl::DeadlineExceededError("");
-    for (absl::Time slice = absl::InfinitePast(); sum.status().code() == absl::StatusCode::kDeadlineExceeded && slice < deadline;) {
-      if (context->IsCancelled()) return Cancelled("the caller is gone");
-      slice = std::min(deadline, absl::Now() + absl::Seconds(1));
-      sum = prepare(slice);
-    }
+    const auto sum = UntilDeadline(context, [&](absl::Time until) { return shard_->PrepareStep(FromProto(request->step()), until); });
     RETURN_IF_ERROR(sum.status());
     reply->set_sum_of_squares(*sum);
     return absl::OkStatus();

@@ -13,9 +13,10 @@ namespace membank {
 using MemoryServiceBase = v1::MemoryService::WithCallbackMethod_GetManifest<v1::MemoryService::WithRawCallbackMethod_FetchBlocks<
     v1::MemoryService::WithRawCallbackMethod_PushGradients<v1::MemoryService::WithCallbackMethod_BeginRun<
         v1::MemoryService::WithCallbackMethod_PrepareStep<v1::MemoryService::WithCallbackMethod_ApplyStep<
-            v1::MemoryService::WithCallbackMethod_Checkpoint<v1::MemoryService::WithCallbackMethod_Publish<
-                v1::MemoryService::WithCallbackMethod_Prefetch<v1::MemoryService::WithCallbackMethod_GetAccess<
-                    v1::MemoryService::WithCallbackMethod_SetAccess<v1::MemoryService::Service>>>>>>>>>>>;
+            v1::MemoryService::WithCallbackMethod_JoinRun<v1::MemoryService::WithCallbackMethod_AwaitStep<
+                v1::MemoryService::WithCallbackMethod_Checkpoint<v1::MemoryService::WithCallbackMethod_Publish<
+                    v1::MemoryService::WithCallbackMethod_Prefetch<v1::MemoryService::WithCallbackMethod_GetAccess<
+                        v1::MemoryService::WithCallbackMethod_SetAccess<v1::MemoryService::Service>>>>>>>>>>>>>;
 
 class MemoryService final : public MemoryServiceBase {
  public:
@@ -32,6 +33,9 @@ class MemoryService final : public MemoryServiceBase {
                                      v1::BeginRunReply* reply) override;
   grpc::ServerUnaryReactor* PrepareStep(grpc::CallbackServerContext* context, const v1::PrepareStepRequest* request,
                                         v1::PrepareStepReply* reply) override;
+  grpc::ServerUnaryReactor* JoinRun(grpc::CallbackServerContext* context, const v1::JoinRunRequest* request, v1::JoinRunReply* reply) override;
+  grpc::ServerUnaryReactor* AwaitStep(grpc::CallbackServerContext* context, const v1::AwaitStepRequest* request,
+                                      v1::AwaitStepReply* reply) override;
   grpc::ServerUnaryReactor* ApplyStep(grpc::CallbackServerContext* context, const v1::ApplyStepRequest* request,
                                       v1::ApplyStepReply* reply) override;
   grpc::ServerUnaryReactor* Checkpoint(grpc::CallbackServerContext* context, const v1::CheckpointRequest* request,

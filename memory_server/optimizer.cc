@@ -2,98 +2,89 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "common/base/crc32c.h"
-#include "common/tensors/dtype.h"
-
-// One clone per vector width, chosen at load time; ifunc resolvers run before sanitizers are ready.
-#if defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define MEMBANK_VECTOR_CLONES __attribute__((target_clones("arch=x86-64-v4", "default")))
-#else
-#define MEMBANK_VECTOR_CLONES
-#endif
 
 namespace membank {
 namespace {
 
-// Elements between two CRC updates: the payload is still in the second-level cache, and its bytes are a multiple of the 12,288 that the
-// CRC works on in three streams.
-constexpr uint64_t kChunk = 12288;
+// Elements worked on at once, in whole rows: the decoded gradient and the noise stay in the first-level cache.
+constexpr uint64_t kChunkElements = 2048;
+// The CRC works on three streams of 4 KiB.
+constexpr uint64_t kCrcBytes = 12288;
 
-inline float ToFloat(float value) { return value; }
-inline float ToFloat(uint16_t bits) { return BF16ToFloat(bits); }
-
-struct AdamW {
-  StepFactors s;
-  [[gnu::always_inline]] float Step(float w, float gradient, float& m, float& v) const {
-    const float g = gradient * s.scale;
-    m = s.beta1 * m + s.one_minus_beta1 * g;
-    v = s.beta2 * v + s.one_minus_beta2 * (g * g);
-    return w * s.keep - s.rate * m / (std::sqrt(v) * s.inverse_root_correction2 + s.epsilon);
+// The CRC of a payload that is written front to back, taken while the bytes are still in a cache.
+class TrailingCrc {
+ public:
+  explicit TrailingCrc(const uint8_t* data) : data_(data) {}
+  void AdvanceTo(uint64_t written) {
+    const uint64_t whole = (written - done_) / kCrcBytes * kCrcBytes;
+    if (whole > 0) Take(whole);
   }
+  uint32_t Finish(uint64_t written) {
+    Take(written - done_);
+    return crc_;
+  }
+
+ private:
+  void Take(uint64_t bytes) {
+    crc_ = ExtendCrc32c(crc_, data_ + done_, bytes);
+    done_ += bytes;
+  }
+  const uint8_t* const data_;
+  uint64_t done_ = 0;
+  uint32_t crc_ = 0;
 };
 
-struct Sgd {
-  StepFactors s;
-  [[gnu::always_inline]] float Step(float w, float gradient) const { return w * s.keep - s.rate * (gradient * s.scale); }
+// One block's update, chunk by chunk.
+class BlockUpdate {
+ public:
+  BlockUpdate(OptimizerKind optimizer, const StepFactors& factors, const BlockArrays& arrays, const UpdateLoops& loops)
+      : optimizer_(optimizer), factors_(factors), a_(arrays), loops_(loops),
+        kind_(a_.payload == DType::kF32 ? WeightKind::kF32 : a_.weights != nullptr ? WeightKind::kMaster : WeightKind::kStochastic) {}
+
+  uint32_t Run(const Gradient& gradient) {
+    const uint64_t element = DTypeBytes(a_.payload), rows_at_once = std::max<uint64_t>(1, kChunkElements / a_.shape.row);
+    TrailingCrc crc(a_.payload_out);
+    GradientReader reader(gradient, a_.shape, rows_at_once, loops_);
+    for (uint64_t row = 0; row < a_.shape.rows; row += rows_at_once) {
+      const uint64_t rows = std::min(rows_at_once, a_.shape.rows - row);
+      Step(row, rows, reader.Rows(row, rows));
+      crc.AdvanceTo((row + rows) * a_.shape.row * element);
+    }
+    return crc.Finish(a_.shape.elements() * element);
+  }
+
+ private:
+  void Step(uint64_t row, uint64_t rows, const float* g) {
+    const uint64_t first = row * a_.shape.row, n = rows * a_.shape.row, element = DTypeBytes(a_.payload);
+    WeightSpan w;
+    w.out = a_.payload_out + first * element;
+    if (kind_ == WeightKind::kMaster) w.master = a_.weights + first;
+    else w.in = a_.payload_in + first * element;
+    if (kind_ == WeightKind::kStochastic) w.noise = Noise(first, n);
+    switch (optimizer_) {
+      case OptimizerKind::kAdamW: return loops_.adamw(kind_, factors_, n, g, w, a_.m + first, a_.v + first);
+      case OptimizerKind::kRowWiseAdamW: return loops_.row_wise_adamw(kind_, factors_, rows, a_.shape.row, g, w, a_.m + first, a_.v + row);
+      case OptimizerKind::kSgd: return loops_.sgd(kind_, factors_, n, g, w);
+    }
+  }
+
+  const uint16_t* Noise(uint64_t first, uint64_t n) {
+    const uint64_t group = first / kNoiseGroup, groups = (first + n + kNoiseGroup - 1) / kNoiseGroup - group;
+    noise_.resize(std::max<size_t>(noise_.size(), groups * kNoiseGroup));
+    loops_.noise(a_.noise, group, groups, noise_.data());
+    return noise_.data() + first % kNoiseGroup;
+  }
+
+  const OptimizerKind optimizer_;
+  const StepFactors factors_;
+  const BlockArrays a_;
+  const UpdateLoops& loops_;
+  const WeightKind kind_;
+  std::vector<uint16_t> noise_;
 };
-
-// The loops. In an F32 bank weights come from one payload and go to the next; in a BF16 bank they stay and the payload is their rounding.
-template <typename G>
-[[gnu::always_inline]] inline void AdamWToF32(AdamW step, uint64_t n, const G* __restrict g, const float* __restrict in,
-                                              float* __restrict out, float* __restrict m, float* __restrict v) {
-  for (uint64_t i = 0; i < n; ++i) out[i] = step.Step(in[i], ToFloat(g[i]), m[i], v[i]);
-}
-template <typename G>
-[[gnu::always_inline]] inline void AdamWToBF16(AdamW step, uint64_t n, const G* __restrict g, float* __restrict w,
-                                               uint16_t* __restrict out, float* __restrict m, float* __restrict v) {
-  for (uint64_t i = 0; i < n; ++i) {
-    w[i] = step.Step(w[i], ToFloat(g[i]), m[i], v[i]);
-    out[i] = FloatToBF16(w[i]);
-  }
-}
-
-MEMBANK_VECTOR_CLONES void AdamWF32F32(AdamW step, uint64_t n, const float* g, const float* in, float* out, float* m, float* v) {
-  AdamWToF32(step, n, g, in, out, m, v);
-}
-MEMBANK_VECTOR_CLONES void AdamWBF16F32(AdamW step, uint64_t n, const uint16_t* g, const float* in, float* out, float* m, float* v) {
-  AdamWToF32(step, n, g, in, out, m, v);
-}
-MEMBANK_VECTOR_CLONES void AdamWF32BF16(AdamW step, uint64_t n, const float* g, float* w, uint16_t* out, float* m, float* v) {
-  AdamWToBF16(step, n, g, w, out, m, v);
-}
-MEMBANK_VECTOR_CLONES void AdamWBF16BF16(AdamW step, uint64_t n, const uint16_t* g, float* w, uint16_t* out, float* m, float* v) {
-  AdamWToBF16(step, n, g, w, out, m, v);
-}
-
-template <typename G>
-void SgdLoop(Sgd step, uint64_t n, const G* __restrict g, const BlockArrays& arrays, uint64_t first) {
-  if (arrays.weights == nullptr) {
-    const float* __restrict in = arrays.payload_in + first;
-    float* __restrict out = reinterpret_cast<float*>(arrays.payload_out) + first;
-    for (uint64_t i = 0; i < n; ++i) out[i] = step.Step(in[i], ToFloat(g[i]));
-    return;
-  }
-  float* __restrict w = arrays.weights + first;
-  uint16_t* __restrict out = reinterpret_cast<uint16_t*>(arrays.payload_out) + first;
-  for (uint64_t i = 0; i < n; ++i) {
-    w[i] = step.Step(w[i], ToFloat(g[i]));
-    out[i] = FloatToBF16(w[i]);
-  }
-}
-
-// Runs update(first, n) over the block and sums the CRC of the payload behind it.
-template <typename Update>
-uint32_t InChunks(const BlockArrays& arrays, const Update& update) {
-  const uint64_t element = arrays.weights == nullptr ? sizeof(float) : sizeof(uint16_t);
-  uint32_t crc = 0;
-  for (uint64_t first = 0; first < arrays.elements; first += kChunk) {
-    const uint64_t n = std::min(kChunk, arrays.elements - first);
-    update(first, n);
-    crc = ExtendCrc32c(crc, arrays.payload_out + first * element, n * element);
-  }
-  return crc;
-}
 
 // base^exponent by squaring: the same bits everywhere, which libm does not promise.
 double Power(double base, uint64_t exponent) {
@@ -103,13 +94,17 @@ double Power(double base, uint64_t exponent) {
   return result;
 }
 
+uint64_t DecaysOf(DecayPolicy policy, uint64_t missed_steps) {
+  return policy == DecayPolicy::kNone ? 0 : policy == DecayPolicy::kMissed ? missed_steps : 1;
+}
+
 }  // namespace
 
-StepFactors MakeStepFactors(const RunSettings& run, const ApplyParameters& parameters, uint64_t touched_steps) {
+StepFactors MakeStepFactors(const RunSettings& run, const ApplyParameters& parameters, uint64_t touched_steps, uint64_t missed_steps) {
   const double rate = parameters.learning_rate;
   StepFactors factors;
   factors.scale = parameters.scale;
-  factors.keep = static_cast<float>(1.0 - rate * parameters.weight_decay);
+  factors.keep = static_cast<float>(Power(1.0 - rate * parameters.weight_decay, DecaysOf(run.decay, missed_steps)));
   factors.rate = parameters.learning_rate;
   if (run.optimizer == OptimizerKind::kSgd) return factors;
   factors.beta1 = run.beta1;
@@ -122,31 +117,9 @@ StepFactors MakeStepFactors(const RunSettings& run, const ApplyParameters& param
   return factors;
 }
 
-uint32_t AdamWUpdate(const StepFactors& factors, const Gradient& gradient, const BlockArrays& a) {
-  const AdamW step{factors};
-  const float* const g32 = reinterpret_cast<const float*>(gradient.bytes.data());
-  const uint16_t* const g16 = reinterpret_cast<const uint16_t*>(gradient.bytes.data());
-  const bool bf16_gradient = gradient.dtype == DType::kBF16;
-  if (a.weights == nullptr) {
-    float* const out = reinterpret_cast<float*>(a.payload_out);
-    return InChunks(a, [&](uint64_t i, uint64_t n) {
-      if (bf16_gradient) AdamWBF16F32(step, n, g16 + i, a.payload_in + i, out + i, a.m + i, a.v + i);
-      else AdamWF32F32(step, n, g32 + i, a.payload_in + i, out + i, a.m + i, a.v + i);
-    });
-  }
-  uint16_t* const out = reinterpret_cast<uint16_t*>(a.payload_out);
-  return InChunks(a, [&](uint64_t i, uint64_t n) {
-    if (bf16_gradient) AdamWBF16BF16(step, n, g16 + i, a.weights + i, out + i, a.m + i, a.v + i);
-    else AdamWF32BF16(step, n, g32 + i, a.weights + i, out + i, a.m + i, a.v + i);
-  });
-}
-
-uint32_t SgdUpdate(const StepFactors& factors, const Gradient& gradient, const BlockArrays& arrays) {
-  const Sgd step{factors};
-  return InChunks(arrays, [&](uint64_t first, uint64_t n) {
-    if (gradient.dtype == DType::kBF16) SgdLoop(step, n, reinterpret_cast<const uint16_t*>(gradient.bytes.data()) + first, arrays, first);
-    else SgdLoop(step, n, reinterpret_cast<const float*>(gradient.bytes.data()) + first, arrays, first);
-  });
+uint32_t UpdateBlock(OptimizerKind optimizer, const StepFactors& factors, const Gradient& gradient, const BlockArrays& arrays,
+                     const UpdateLoops& loops) {
+  return BlockUpdate(optimizer, factors, arrays, loops).Run(gradient);
 }
 
 }  // namespace membank

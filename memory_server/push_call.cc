@@ -1,5 +1,6 @@
 #include "memory_server/push_call.h"
 
+#include "common/bank/gradient_codec.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/raw_message.h"
 #include "common/rpc/status.h"
@@ -7,6 +8,18 @@
 #include "memory_server/fetch_call.h"
 
 namespace membank {
+namespace {
+
+absl::StatusOr<DType> FromProto(v1::GradientDType dtype) {
+  switch (dtype) {
+    case v1::GRADIENT_DTYPE_F32: return DType::kF32;
+    case v1::GRADIENT_DTYPE_BF16: return DType::kBF16;
+    case v1::GRADIENT_DTYPE_I8_ROWS: return kI8Rows;
+    default: return InvalidArgument("gradient type {} is unknown; allowed: F32 (1), BF16 (2), I8_ROWS (3)", static_cast<int>(dtype));
+  }
+}
+
+}  // namespace
 
 PushCall::PushCall(Shard* shard, grpc::CallbackServerContext* context, grpc::ByteBuffer* response)
     : shard_(shard), context_(context), response_(response), caller_(CallerOf(*context)) {
@@ -51,7 +64,8 @@ absl::Status PushCall::BeginPush(const std::string& bytes) {
   if (header_.block_count() > kMaxBlocksPerCall) {
     return InvalidArgument("the push announces {} blocks; at most {} are allowed", header_.block_count(), kMaxBlocksPerCall);
   }
-  ASSIGN_OR_RETURN(push_, shard_->BeginPush({header_.run_id(), header_.epoch(), header_.step()}, header_.rank()));
+  ASSIGN_OR_RETURN(push_, shard_->BeginPush({header_.run_id(), header_.epoch(), header_.step()}, header_.rank(),
+                                            {header_.sums().begin(), header_.sums().end()}));
   return absl::OkStatus();
 }
 
@@ -62,7 +76,7 @@ absl::Status PushCall::BeginBlock(const std::string& bytes) {
   if (blocks_ == header_.block_count()) return InvalidArgument("more than the announced {} blocks came", header_.block_count());
   v1::GradientHeader block;
   if (!block.ParseFromString(bytes)) return InvalidArgument("a block header is no GradientHeader message");
-  id_ = FromProto(block.id());
+  id_ = membank::FromProto(block.id());
   auto dtype = FromProto(block.dtype());
   if (!dtype.ok()) return Annotate(dtype.status(), "block " + ToString(id_));
   dtype_ = *dtype;

@@ -207,8 +207,8 @@ absl::Status Shard::WaitForStep(uint64_t min_step, absl::Time deadline) {
   absl::MutexLock lock(&run_mu_);
   const auto reached = [&]() ABSL_SHARED_LOCKS_REQUIRED(run_mu_) { return stopping_ || head_step_ >= min_step; };
   if (!run_mu_.AwaitWithDeadline(absl::Condition(&reached), deadline))
-    return DeadlineExceeded("step {} was not applied within the deadline; the head of server \"{}\" is at step {}", min_step,
-                            options_.server_id, head_step_);
+    return DeadlineExceeded("step {} was not applied within the deadline; the head of server \"{}\" is at step {}: {}", min_step,
+                            options_.server_id, head_step_, WhyHeadWaits());
   if (head_step_ >= min_step) return absl::OkStatus();
   return Unavailable("server \"{}\" is shutting down", options_.server_id);
 }

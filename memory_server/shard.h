@@ -94,7 +94,7 @@ class GradientPush {
   // What Finish would answer already now: kDuplicate or kStale pushes need not be received. AddBlock of such a push does nothing.
   PushOutcome outcome() const { return outcome_; }
 
-  // Call before memory for a block is allocated: block in the spec, owned here, not pushed yet, dtype F32 or BF16, exact size, budget.
+  // Call before memory for a block is allocated: block in the spec, owned here, not pushed yet, a gradient's dtype, exact size, budget.
   absl::Status CheckBlock(BlockId id, DType dtype, uint64_t bytes);
   // Checks like CheckBlock and refuses NaN and Inf, naming the element. After an error the whole push is dead: Finish repeats it.
   absl::Status AddBlock(BlockId id, DType dtype, Buffer bytes);
@@ -103,14 +103,15 @@ class GradientPush {
 
  private:
   friend class Shard;
-  GradientPush(Shard* shard, StepId step, uint32_t rank, PushOutcome outcome)
-      : shard_(shard), step_(std::move(step)), rank_(rank), outcome_(outcome) {}
+  GradientPush(Shard* shard, StepId step, uint32_t rank, std::vector<double> sums, PushOutcome outcome)
+      : shard_(shard), step_(std::move(step)), rank_(rank), sums_(std::move(sums)), outcome_(outcome) {}
   absl::Status Reserve(BlockId id, uint64_t bytes);
   absl::Status Add(BlockId id, DType dtype, Buffer bytes);
 
   Shard* const shard_;
   const StepId step_;
   const uint32_t rank_;
+  std::vector<double> sums_;
   const PushOutcome outcome_;
   absl::Status error_;
   RankGradients gradients_;
@@ -155,7 +156,9 @@ class Shard {
   // unless first_step is head + 1. Returns the head.
   absl::StatusOr<uint64_t> BeginRun(const RunSettings& settings) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_);
   // OUT_OF_RANGE names the expected step: a rank pushes its steps without gaps and at most 1 + staleness ahead of the head.
-  absl::StatusOr<std::unique_ptr<GradientPush>> BeginPush(const StepId& step, uint32_t rank) ABSL_LOCKS_EXCLUDED(run_mu_);
+  // `sums`: numbers that are added over the ranks, see AwaitStep.
+  absl::StatusOr<std::unique_ptr<GradientPush>> BeginPush(const StepId& step, uint32_t rank, std::vector<double> sums = {})
+      ABSL_LOCKS_EXCLUDED(run_mu_);
   // Waits until all ranks have pushed `step`, which must be head + 1 (or become it before the deadline), sums their gradients in rank
   // order, and returns the sum of squares over ascending block ids. DEADLINE_EXCEEDED names the missing ranks. May be repeated.
   absl::StatusOr<double> PrepareStep(const StepId& step, absl::Time deadline) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_);
@@ -164,6 +167,13 @@ class Shard {
   // the middle, the step is half applied: the same call again finishes it, until then checkpoints are refused, and so are runs, which
   // would give the step up, before a restore.
   absl::StatusOr<uint64_t> ApplyStep(const StepId& step, const ApplyParameters& parameters) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_);
+
+  // Waits until the step is applied and returns the ranks' sums, added in rank order (none when it is not the last one applied).
+  // DEADLINE_EXCEEDED says whom the step waits for.
+  absl::StatusOr<std::vector<double>> AwaitStep(const StepId& step, absl::Time deadline) ABSL_LOCKS_EXCLUDED(run_mu_);
+  // Rank 0 describes the active run; another rank waits until it has, and takes its place, once per epoch. DEADLINE_EXCEEDED says what is
+  // missing. Repeating it with the same member_id is the same call.
+  absl::StatusOr<JoinedRun> JoinRun(const RunMember& member, absl::Time deadline) ABSL_LOCKS_EXCLUDED(run_mu_);
 
   // --- Checkpoints and versions --------------------------------------------------------------------------------------------------------
   // Ids and names: 1-128 characters of [A-Za-z0-9._-], not starting with a dot.
@@ -199,8 +209,10 @@ class Shard {
   void DropPending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(run_mu_);
   absl::Status WaitForRanks(const StepId& step, absl::Time deadline) ABSL_LOCKS_EXCLUDED(run_mu_);
   std::string MissingRanks(uint64_t step) const ABSL_SHARED_LOCKS_REQUIRED(run_mu_);
-  uint64_t StateBytes(uint32_t level, const RunSettings& run) const;
+  std::string WhyHeadWaits() const ABSL_SHARED_LOCKS_REQUIRED(run_mu_);
+  std::string WhyNotJoined(const RunMember& member) const ABSL_SHARED_LOCKS_REQUIRED(run_mu_);
   absl::Status CheckSpillSpace(const PendingStep& pending, const RunSettings& run) const;
+  double SumRanks(PendingStep* pending) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
   absl::Status UpdateBlock(BlockId id, const Gradient& gradient, const RunSettings& run, uint64_t step, const ApplyParameters& parameters);
   absl::Status LoadRuns() ABSL_LOCKS_EXCLUDED(run_mu_);
   absl::StatusOr<Head> LoadCut(const Cut& cut) const;
@@ -233,6 +245,9 @@ class Shard {
   std::vector<uint64_t> next_step_ ABSL_GUARDED_BY(run_mu_);              // per rank
   std::map<uint64_t, std::unique_ptr<PendingStep>> pending_ ABSL_GUARDED_BY(run_mu_);
   std::optional<double> head_sum_of_squares_ ABSL_GUARDED_BY(run_mu_);    // of the step applied last, for a repeated PrepareStep
+  std::vector<double> head_sums_ ABSL_GUARDED_BY(run_mu_);                // of the step applied last
+  std::vector<std::string> members_ ABSL_GUARDED_BY(run_mu_);             // per rank: who joined the active epoch; empty: nobody yet
+  std::string run_description_ ABSL_GUARDED_BY(run_mu_);                  // rank 0's
   uint64_t pushed_bytes_ ABSL_GUARDED_BY(run_mu_) = 0;
   uint64_t torn_step_ ABSL_GUARDED_BY(run_mu_) = 0;                       // half applied and given up: only a restore helps; 0: none
 };

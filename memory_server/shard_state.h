@@ -6,20 +6,22 @@
 #include <optional>
 #include <vector>
 
+#include "memory_server/block_update.h"
 #include "memory_server/shard.h"
 
 namespace membank {
 
 // The pushes of a step that is not applied yet.
 struct Shard::PendingStep {
-  explicit PendingStep(uint32_t world_size) : ranks(world_size), arrived(world_size, false) {}
+  explicit PendingStep(uint32_t world_size) : ranks(world_size), sums(world_size), arrived(world_size, false) {}
 
   std::vector<RankGradients> ranks;
+  std::vector<std::vector<double>> sums;  // per rank
   std::vector<bool> arrived;
   uint32_t missing() const { return static_cast<uint32_t>(std::count(arrived.begin(), arrived.end(), false)); }
   uint64_t bytes = 0;             // counted in pushed_bytes_
 
-  RankGradients sum;              // of all ranks, once prepared
+  RankGradients sum;              // of all ranks, once prepared; F32 where several ranks contributed
   std::optional<double> sum_of_squares;
   std::optional<ApplyParameters> applying;  // half applied with these: only the same finish it
 };

@@ -4,12 +4,12 @@
 #include <cmath>
 #include <filesystem>
 
-#include "common/bank/block_init.h"
+#include "common/bank/gradient_codec.h"
 #include "common/base/fail_point.h"
 #include "common/base/file.h"
 #include "common/base/json.h"
 #include "common/base/status_macros.h"
-#include "memory_server/optimizer.h"
+#include "memory_server/block_update.h"
 #include "memory_server/shard.h"
 #include "memory_server/shard_state.h"
 #include "nlohmann/json.hpp"
@@ -19,18 +19,22 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr uint32_t kMaxWorldSize = 4096, kMaxStaleness = 1024;
+constexpr uint32_t kMaxWorldSize = 4096, kMaxStaleness = 1024, kMaxSums = 16;
 constexpr char kRunsFile[] = "/runs.json";  // {"<run id>": <highest epoch>}: fences outlive a crash
 
-absl::Status CheckSettings(const RunSettings& run) {
+absl::Status CheckSettings(const RunSettings& run, DType bank) {
   if (run.run_id.empty() || run.run_id.size() > 128)
     return InvalidArgument("run id has {} characters, allowed 1..128", run.run_id.size());
   if (run.epoch == 0) return InvalidArgument("run {}: epoch is 0, must be at least 1", run.run_id);
   if (run.world_size < 1 || run.world_size > kMaxWorldSize)
     return InvalidArgument("run {}: world size is {}, allowed 1..{}", run.run_id, run.world_size, kMaxWorldSize);
   if (run.staleness > kMaxStaleness) return InvalidArgument("run {}: staleness is {}, allowed 0..{}", run.run_id, run.staleness, kMaxStaleness);
-  if (run.optimizer != OptimizerKind::kAdamW && run.optimizer != OptimizerKind::kSgd)
-    return InvalidArgument("run {}: optimizer {} is unknown, allowed AdamW, SGD", run.run_id, static_cast<int>(run.optimizer));
+  if (run.optimizer > OptimizerKind::kRowWiseAdamW)
+    return InvalidArgument("run {}: optimizer {} is unknown, allowed AdamW, SGD, row-wise AdamW", run.run_id, static_cast<int>(run.optimizer));
+  if (run.decay > DecayPolicy::kNone)
+    return InvalidArgument("run {}: decay policy {} is unknown, allowed touched, missed, none", run.run_id, static_cast<int>(run.decay));
+  if (run.stochastic_rounding && bank != DType::kBF16)
+    return InvalidArgument("run {}: stochastic rounding is for BF16 banks, this one is {}; leave it out", run.run_id, DTypeName(bank));
   const auto is_decay = [](float beta) { return beta >= 0.0f && beta < 1.0f; };
   if (!is_decay(run.beta1) || !is_decay(run.beta2))
     return InvalidArgument("run {}: betas are {} and {}, must be in [0, 1)", run.run_id, run.beta1, run.beta2);
@@ -46,13 +50,22 @@ absl::Status CheckParameters(const ApplyParameters& parameters) {
   return absl::OkStatus();
 }
 
-Buffer Zeros(size_t bytes, BufferPool* buffers) {
-  Buffer buffer = buffers->Acquire(bytes);
-  std::fill_n(buffer.data(), bytes, uint8_t{0});
-  return buffer;
+absl::Status CheckSums(const std::vector<double>& sums) {
+  if (sums.size() > kMaxSums) return InvalidArgument("a push has {} sums, allowed 0..{}", sums.size(), kMaxSums);
+  for (size_t i = 0; i < sums.size(); ++i)
+    if (!std::isfinite(sums[i])) return InvalidArgument("sum {} of the push is {}, must be finite", i, sums[i]);
+  return absl::OkStatus();
 }
 
-float* Floats(Buffer& buffer) { return reinterpret_cast<float*>(buffer.data()); }
+// In rank order: the same bits whatever order the ranks came in.
+std::vector<double> AddSums(const std::vector<std::vector<double>>& ranks) {
+  std::vector<double> total;
+  for (const std::vector<double>& sums : ranks) {
+    total.resize(std::max(total.size(), sums.size()));
+    for (size_t i = 0; i < sums.size(); ++i) total[i] += sums[i];
+  }
+  return total;
+}
 
 }  // namespace
 
@@ -73,7 +86,7 @@ absl::Status Shard::LoadRuns() {
 }
 
 absl::StatusOr<uint64_t> Shard::BeginRun(const RunSettings& settings) {
-  RETURN_IF_ERROR(CheckSettings(settings));
+  RETURN_IF_ERROR(CheckSettings(settings, spec_.dtype));
   absl::MutexLock train(&train_mu_);
   Json runs = Json::object();
   {
@@ -102,6 +115,8 @@ absl::StatusOr<uint64_t> Shard::BeginRun(const RunSettings& settings) {
   run_ = settings;
   run_active_ = true;
   next_step_.assign(settings.world_size, settings.first_step);
+  members_.assign(settings.world_size, "");
+  run_description_.clear();
   DropPending();
   return head_step_;
 }
@@ -113,6 +128,7 @@ void Shard::DropPending() {
   }
   pending_.clear();
   head_sum_of_squares_.reset();
+  head_sums_.clear();
 }
 
 absl::Status Shard::CheckRun(const StepId& step) const {
@@ -144,11 +160,12 @@ absl::StatusOr<PushOutcome> Shard::JudgePush(const StepId& step, uint32_t rank) 
   return PushOutcome::kAccepted;
 }
 
-absl::StatusOr<std::unique_ptr<GradientPush>> Shard::BeginPush(const StepId& step, uint32_t rank) {
+absl::StatusOr<std::unique_ptr<GradientPush>> Shard::BeginPush(const StepId& step, uint32_t rank, std::vector<double> sums) {
+  RETURN_IF_ERROR(CheckSums(sums));
   RETURN_IF_ERROR(CheckFreeSpace(0));
   absl::MutexLock lock(&run_mu_);
   ASSIGN_OR_RETURN(const PushOutcome outcome, JudgePush(step, rank));
-  return std::unique_ptr<GradientPush>(new GradientPush(this, step, rank, outcome));
+  return std::unique_ptr<GradientPush>(new GradientPush(this, step, rank, std::move(sums), outcome));
 }
 
 absl::StatusOr<PushOutcome> Shard::FinishPush(GradientPush* push) {
@@ -158,6 +175,7 @@ absl::StatusOr<PushOutcome> Shard::FinishPush(GradientPush* push) {
   std::unique_ptr<PendingStep>& pending = pending_[push->step_.step];
   if (pending == nullptr) pending = std::make_unique<PendingStep>(run_.world_size);
   pending->ranks[push->rank_] = std::move(push->gradients_);
+  pending->sums[push->rank_] = std::move(push->sums_);
   pending->arrived[push->rank_] = true;
   pending->bytes += std::exchange(push->reserved_bytes_, 0);
   next_step_[push->rank_] = push->step_.step + 1;
@@ -186,12 +204,13 @@ GradientPush::~GradientPush() {
 
 absl::Status GradientPush::CheckBlock(BlockId id, DType dtype, uint64_t bytes) {
   RETURN_IF_ERROR(shard_->CheckBlock(id));
-  if (dtype != DType::kF32 && dtype != DType::kBF16)
-    return InvalidArgument("gradient of block {} has dtype {}, allowed F32, BF16", ToString(id), DTypeName(dtype));
-  const uint64_t expected = shard_->spec().BlockElements(id.level) * DTypeBytes(dtype);
+  if (!IsGradientDType(dtype))
+    return InvalidArgument("gradient of block {} has dtype {}, allowed F32, BF16, I8_ROWS", ToString(id), GradientDTypeName(dtype));
+  const BlockShape shape = ShapeOf(shard_->spec(), id.level);
+  const uint64_t expected = GradientBytes(dtype, shape);
   if (bytes != expected)
-    return InvalidArgument("gradient of block {} has {} bytes, must have {} ({} {} elements)", ToString(id), bytes, expected,
-                           shard_->spec().BlockElements(id.level), DTypeName(dtype));
+    return InvalidArgument("gradient of block {} has {} bytes, must have {} ({} {} elements in {} rows)", ToString(id), bytes, expected,
+                           shape.elements(), GradientDTypeName(dtype), shape.rows);
   if (gradients_.contains(id)) return InvalidArgument("block {} is twice in the push of rank {}", ToString(id), rank_);
   return Reserve(id, bytes);
 }
@@ -213,10 +232,11 @@ absl::Status GradientPush::AddBlock(BlockId id, DType dtype, Buffer bytes) {
 
 absl::Status GradientPush::Add(BlockId id, DType dtype, Buffer bytes) {
   RETURN_IF_ERROR(CheckBlock(id, dtype, bytes.size()));
+  const BlockShape shape = ShapeOf(shard_->spec(), id.level);
   Gradient gradient{dtype, std::move(bytes)};
-  gradient.sum_of_squares = SumOfSquares(gradient);
+  gradient.sum_of_squares = SumOfSquares(shape, gradient);
   if (!std::isfinite(*gradient.sum_of_squares))  // the squares of floats do not overflow in double: an element is not finite
-    return Annotate(CheckFinite(dtype, gradient.bytes.span()),
+    return Annotate(CheckFinite(dtype, shape, gradient.bytes.span()),
                     fmt::format("block {} pushed by rank {} for step {}", ToString(id), rank_, step_.step));
   gradients_.emplace(id, std::move(gradient));
   return absl::OkStatus();
@@ -235,6 +255,15 @@ std::string Shard::MissingRanks(uint64_t step) const {
   for (uint32_t rank = 0; rank < run_.world_size; ++rank)
     if (next_step_[rank] <= step) missing.push_back(rank);
   return fmt::format("{}", fmt::join(missing, ", "));
+}
+
+// Whom the step after the head waits for.
+std::string Shard::WhyHeadWaits() const {
+  if (!run_active_) return "no run is active since its start or restore";
+  const std::string missing = MissingRanks(head_step_ + 1);
+  if (!missing.empty())
+    return fmt::format("step {} of run {} waits for pushes of ranks {} (of {})", head_step_ + 1, run_.run_id, missing, run_.world_size);
+  return fmt::format("all {} ranks of run {} have pushed step {}; it waits for rank 0 to commit it", run_.world_size, run_.run_id, head_step_ + 1);
 }
 
 absl::Status Shard::WaitForRanks(const StepId& step, absl::Time deadline) {
@@ -270,24 +299,40 @@ absl::StatusOr<double> Shard::PrepareStep(const StepId& step, absl::Time deadlin
     if (pending->sum_of_squares.has_value()) return *pending->sum_of_squares;
   }
   // All ranks have arrived, so no push touches the step any more.
-  pending->sum = SumRanks(std::move(pending->ranks));
+  const double sum = SumRanks(pending);
   MEMBANK_FAIL_POINT("step.prepare.summed");
-  std::vector<const Gradient*> gradients;
-  for (const auto& [id, gradient] : pending->sum) gradients.push_back(&gradient);
-  std::vector<double> squares(gradients.size());
-  ParallelFor(pool_, gradients.size(), [&](size_t i) {
-    const auto& known = gradients[i]->sum_of_squares;
-    squares[i] = known.has_value() ? *known : SumOfSquares(*gradients[i]);
-  });
-  double sum = 0;
-  for (double square : squares) sum += square;
+  uint64_t bytes = 0;
+  for (const auto& [id, gradient] : pending->sum) bytes += gradient.bytes.size();
 
   absl::MutexLock lock(&run_mu_);
-  const uint64_t bytes = BytesOf(pending->sum);
   pushed_bytes_ += bytes - pending->bytes;
   pending->bytes = bytes;
   pending->sum_of_squares = sum;
   return sum;
+}
+
+// Fills pending->sum and returns its sum of squares.
+double Shard::SumRanks(PendingStep* pending) {
+  std::map<BlockId, std::vector<Gradient>> contributions;
+  for (RankGradients& rank : pending->ranks)
+    for (auto& [id, gradient] : rank) contributions[id].push_back(std::move(gradient));
+  pending->ranks.clear();
+  struct Work {
+    BlockShape shape;
+    std::vector<Gradient>* contributions;
+    Gradient* sum;
+    double squares = 0;
+  };
+  std::vector<Work> work;
+  for (auto& [id, gradients] : contributions) work.push_back({ShapeOf(spec_, id.level), &gradients, &pending->sum[id]});
+  ParallelFor(pool_, work.size(), [&](size_t i) {
+    *work[i].sum = SumContributions(work[i].shape, std::move(*work[i].contributions));
+    const auto& known = work[i].sum->sum_of_squares;  // of a single contribution, since it was pushed
+    work[i].squares = known.has_value() ? *known : SumOfSquares(work[i].shape, *work[i].sum);
+  });
+  double squares = 0;
+  for (const Work& block : work) squares += block.squares;
+  return squares;
 }
 
 absl::StatusOr<uint64_t> Shard::ApplyStep(const StepId& step, const ApplyParameters& parameters) {
@@ -336,53 +381,31 @@ absl::StatusOr<uint64_t> Shard::ApplyStep(const StepId& step, const ApplyParamet
   pending_.erase(it);
   pushed_bytes_ -= applied->bytes;
   head_sum_of_squares_ = applied->sum_of_squares;
+  head_sums_ = AddSums(applied->sums);
   head_step_ = step.step;
   MEMBANK_FAIL_POINT("step.apply.counted");
   return head_step_;
-}
-
-// The state of a block after a step of this run: at most, as moments of an earlier run stay.
-uint64_t Shard::StateBytes(uint32_t level, const RunSettings& run) const {
-  const uint64_t array = spec_.BlockElements(level) * sizeof(float);
-  return (spec_.dtype == DType::kBF16 ? array : 0) + (run.optimizer == OptimizerKind::kAdamW ? 2 * array : 0);
 }
 
 // Before anything changes: is there room on disk for what the step pushes out of RAM?
 absl::Status Shard::CheckSpillSpace(const PendingStep& pending, const RunSettings& run) const {
   if (options_.memory_budget_bytes == 0) return absl::OkStatus();
   uint64_t bytes = table_->GetStats().dirty_bytes;
-  for (const auto& [id, gradient] : pending.sum) bytes += spec_.BlockBytes(id.level) + StateBytes(id.level, run);
+  for (const auto& [id, gradient] : pending.sum) bytes += spec_.BlockBytes(id.level) + StateBytes(spec_, id.level, run);
   if (bytes <= options_.memory_budget_bytes) return absl::OkStatus();
   return CheckFreeSpace(bytes - options_.memory_budget_bytes);
 }
 
 absl::Status Shard::UpdateBlock(BlockId id, const Gradient& gradient, const RunSettings& run, uint64_t step, const ApplyParameters& parameters) {
   if (table_->VersionOf(id) == step) return absl::OkStatus();  // by an earlier attempt
-  const uint64_t elements = spec_.BlockElements(id.level);
-  ASSIGN_OR_RETURN(BlockTable::Update update, table_->BeginUpdate(id, StateBytes(id.level, run), spec_.dtype == DType::kF32));
-  TrainState& state = *update.state;
-  const bool untouched = update.version == 0;
-  if (untouched && spec_.dtype == DType::kF32) update.payload = ReadUntouched(id).payload;
-  if (untouched && spec_.dtype == DType::kBF16) {
-    state.weights = buffers_->Acquire(elements * sizeof(float));
-    InitBlock(spec_, id, absl::MakeSpan(Floats(state.weights), elements));
-  }
-  const bool adamw = run.optimizer == OptimizerKind::kAdamW;
-  if (adamw && state.m.size() == 0) {
-    state.m = Zeros(elements * sizeof(float), buffers_.get());
-    state.v = Zeros(elements * sizeof(float), buffers_.get());
-  }
-  if (adamw) ++state.adam_steps;
-
+  const uint64_t state_bytes = StateBytes(spec_, id.level, run);
+  const bool from_payload = spec_.dtype == DType::kF32 || run.stochastic_rounding;
+  const bool other_run = table_->StateBytesOf(id) != state_bytes;  // fp32 weights that it did without start from the payload
+  ASSIGN_OR_RETURN(BlockTable::Update update, table_->BeginUpdate(id, state_bytes, from_payload || other_run));
+  if (update.version == 0 && from_payload) update.payload = ReadUntouched(id).payload;
   Buffer payload = buffers_->Acquire(spec_.BlockBytes(id.level));
-  BlockArrays arrays;
-  arrays.elements = elements;
-  arrays.payload_out = payload.data();
-  if (spec_.dtype == DType::kF32) arrays.payload_in = reinterpret_cast<const float*>(update.payload->data());
-  else arrays.weights = Floats(state.weights);
-  if (adamw) arrays.m = Floats(state.m), arrays.v = Floats(state.v);
-  const StepFactors factors = MakeStepFactors(run, parameters, state.adam_steps);
-  const uint32_t crc = adamw ? AdamWUpdate(factors, gradient, arrays) : SgdUpdate(factors, gradient, arrays);
+  const uint32_t crc = ApplyGradient(spec_, id, run, parameters, {step, update.version, update.payload.get()}, gradient, buffers_.get(),
+                                     update.state.get(), &payload);
   table_->FinishUpdate(std::move(update), step, crc, buffers_->Share(std::move(payload)));
   return absl::OkStatus();
 }

@@ -8,6 +8,15 @@
 
 namespace membank {
 
+// A block as rows: row u of a matrix belongs to inner unit u. What is kept per row, is kept for one matrix of one unit of one layer.
+struct BlockShape {
+  uint64_t rows = 0, row = 0;   // row: elements of one
+  uint64_t elements() const { return rows * row; }
+  bool operator==(const BlockShape&) const = default;
+};
+
+inline BlockShape ShapeOf(const BankSpec& spec, uint32_t level) { return {spec.BlockElements(level) / spec.hidden, spec.hidden}; }
+
 struct FfnLayerRange {   // element offsets into the block
   uint64_t gate, up, down, end;
 };

@@ -6,7 +6,18 @@
 
 namespace membank {
 
-enum class OptimizerKind : uint8_t { kAdamW = 0, kSgd = 1 };
+enum class OptimizerKind : uint8_t {
+  kAdamW = 0,
+  kSgd = 1,
+  kRowWiseAdamW = 2,                       // one second moment per row of a block (block_layout.h)
+};
+
+// Weight decay falls on touched blocks only, by 1 - rate * decay ...
+enum class DecayPolicy : uint8_t {
+  kTouched = 0,                            // once, by the step that touches the block
+  kMissed = 1,                             // once for every step since the block was touched last, all at the rate of this step
+  kNone = 2,                               // never
+};
 
 // Fixed for a run; a new epoch of the run fences all older ones.
 struct RunSettings {
@@ -17,6 +28,8 @@ struct RunSettings {
   uint64_t first_step = 1;                 // the next step to be pushed: head + 1
   OptimizerKind optimizer = OptimizerKind::kAdamW;
   float beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f;
+  DecayPolicy decay = DecayPolicy::kTouched;
+  bool stochastic_rounding = false;        // BF16 banks: no fp32 weights beside the payload, whose rounding is then right in the mean
 
   bool operator==(const RunSettings&) const = default;
 };
@@ -25,6 +38,21 @@ struct StepId {
   std::string run_id;
   uint64_t epoch = 1;
   uint64_t step = 0;
+};
+
+// How the ranks of a run meet: rank 0, which began it, describes it; the others wait for that and learn what it is.
+struct RunMember {
+  uint32_t rank = 0, world_size = 1;
+  std::string member_id;                   // unique to a process: tells a repeated call from a second process of the same rank
+  std::string run_id;                      // rank 0 only, as the description: the run it began
+  uint64_t epoch = 0;
+  std::string description;
+};
+
+struct JoinedRun {
+  std::string run_id;
+  uint64_t epoch = 0;
+  std::string description;                 // rank 0's
 };
 
 struct ApplyParameters {

@@ -4,6 +4,7 @@
 
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
+#include "common/bank/gradient_codec.h"
 #include "common/base/crc32c.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/checked_copy.h"
@@ -176,7 +177,8 @@ grpc::ByteBuffer SmallMessage(const v1::PushChunk& chunk) { return MakeRawMessag
 bool WriteGradient(grpc::ClientWriter<grpc::ByteBuffer>& writer, const BlockGradient& gradient, Loans& loans) {
   v1::PushChunk first;
   ToProto(gradient.id, first.mutable_block()->mutable_id());
-  first.mutable_block()->set_dtype(ToProto(gradient.dtype));
+  first.mutable_block()->set_dtype(gradient.dtype == kI8Rows ? v1::GRADIENT_DTYPE_I8_ROWS
+                                   : gradient.dtype == DType::kBF16 ? v1::GRADIENT_DTYPE_BF16 : v1::GRADIENT_DTYPE_F32);
   first.mutable_block()->set_total_bytes(gradient.bytes.size());
   first.mutable_block()->set_crc32c(Crc32c(gradient.bytes.data(), gradient.bytes.size()));
   std::string head = first.SerializeAsString();

@@ -7,6 +7,7 @@
 
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
+#include "common/bank/gradient_codec.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
 #include "common/client/block_streams.h"
@@ -57,7 +58,13 @@ void ToProto(const StepId& step, v1::StepId* out) {
 }
 
 v1::OptimizerKind ToProto(OptimizerKind kind) {
-  return kind == OptimizerKind::kSgd ? v1::OPTIMIZER_KIND_SGD : v1::OPTIMIZER_KIND_ADAMW;
+  if (kind == OptimizerKind::kSgd) return v1::OPTIMIZER_KIND_SGD;
+  return kind == OptimizerKind::kRowWiseAdamW ? v1::OPTIMIZER_KIND_ROW_WISE_ADAMW : v1::OPTIMIZER_KIND_ADAMW;
+}
+
+v1::DecayPolicy ToProto(DecayPolicy policy) {
+  if (policy == DecayPolicy::kMissed) return v1::DECAY_POLICY_MISSED;
+  return policy == DecayPolicy::kNone ? v1::DECAY_POLICY_NONE : v1::DECAY_POLICY_TOUCHED;
 }
 
 class RpcMemoryClient final : public MemoryClient {
@@ -72,9 +79,11 @@ class RpcMemoryClient final : public MemoryClient {
   absl::Status Fetch(absl::Span<BlockFetch> blocks, const FetchOptions& options) override;
   absl::Status Prefetch(absl::Span<const BlockId> ids) override;
   absl::Status BeginRun(const RunSettings& settings) override;
-  absl::Status Push(const StepId& step, uint32_t rank, absl::Span<const BlockGradient> gradients) override;
+  absl::Status Push(const StepId& step, uint32_t rank, absl::Span<const BlockGradient> gradients, absl::Span<const double> sums) override;
   absl::StatusOr<double> PrepareStep(const StepId& step, std::chrono::milliseconds timeout) override;
   absl::Status ApplyStep(const StepId& step, const ApplyParameters& parameters) override;
+  absl::StatusOr<std::vector<double>> AwaitStep(const StepId& step, std::chrono::milliseconds timeout) override;
+  absl::StatusOr<JoinedRun> JoinRun(const RunMember& member, std::chrono::milliseconds timeout) override;
 
   absl::Status PrepareCheckpoint(const std::string& id, uint64_t step) override {
     return Checkpoint(v1::CHECKPOINT_ACTION_PREPARE, id, step).status();
@@ -322,6 +331,8 @@ absl::Status RpcMemoryClient::BeginRun(const RunSettings& settings) {
   request.set_beta1(settings.beta1);
   request.set_beta2(settings.beta2);
   request.set_epsilon(settings.epsilon);
+  request.set_decay(ToProto(settings.decay));
+  request.set_stochastic_rounding(settings.stochastic_rounding);
   const Topology topology = CurrentTopology();
   const absl::Time deadline = Deadline();
   return InParallel(topology->peers.size(), [&](size_t i) {
@@ -330,11 +341,11 @@ absl::Status RpcMemoryClient::BeginRun(const RunSettings& settings) {
   });
 }
 
-absl::Status RpcMemoryClient::Push(const StepId& step, uint32_t rank, absl::Span<const BlockGradient> gradients) {
+absl::Status RpcMemoryClient::Push(const StepId& step, uint32_t rank, absl::Span<const BlockGradient> gradients, absl::Span<const double> sums) {
   const Topology topology = CurrentTopology();
   std::vector<std::vector<const BlockGradient*>> parts(topology->peers.size());
   for (const BlockGradient& gradient : gradients) {
-    const uint64_t expected = spec_.Contains(gradient.id) ? spec_.BlockElements(gradient.id.level) * DTypeBytes(gradient.dtype) : 0;
+    const uint64_t expected = spec_.Contains(gradient.id) ? GradientBytes(gradient.dtype, ShapeOf(spec_, gradient.id.level)) : 0;
     RETURN_IF_ERROR(CheckBlock(gradient.id, gradient.bytes.size(), expected));
     parts[topology->slot_map.OwnerOf(gradient.id)].push_back(&gradient);
   }
@@ -343,6 +354,7 @@ absl::Status RpcMemoryClient::Push(const StepId& step, uint32_t rank, absl::Span
   header.set_epoch(step.epoch);
   header.set_step(step.step);
   header.set_rank(rank);
+  header.mutable_sums()->Assign(sums.begin(), sums.end());
   header.set_spec_hash(spec_hash_);
   const absl::Time deadline = Deadline();
   return InParallel(parts.size(), [&](size_t i) -> absl::Status {
@@ -393,6 +405,32 @@ absl::Status RpcMemoryClient::ApplyStep(const StepId& step, const ApplyParameter
     v1::ApplyStepReply reply;
     return CallPeer(topology->peers[i], deadline, true, &v1::MemoryService::Stub::ApplyStep, request, &reply);
   });
+}
+
+absl::StatusOr<std::vector<double>> RpcMemoryClient::AwaitStep(const StepId& step, std::chrono::milliseconds timeout) {
+  const Topology topology = CurrentTopology();
+  const absl::Time deadline = absl::Now() + absl::FromChrono(timeout);
+  v1::AwaitStepRequest request;
+  ToProto(step, request.mutable_step());
+  std::vector<v1::AwaitStepReply> replies(topology->peers.size());
+  RETURN_IF_ERROR(InParallel(replies.size(), [&](size_t i) {
+    return CallPeer(topology->peers[i], deadline, true, &v1::MemoryService::Stub::AwaitStep, request, &replies[i]);
+  }));
+  return std::vector<double>(replies[0].sums().begin(), replies[0].sums().end());
+}
+
+absl::StatusOr<JoinedRun> RpcMemoryClient::JoinRun(const RunMember& member, std::chrono::milliseconds timeout) {
+  v1::JoinRunRequest request;
+  request.set_rank(member.rank);
+  request.set_world_size(member.world_size);
+  request.set_member_id(member.member_id);
+  request.set_run_id(member.run_id);
+  request.set_epoch(member.epoch);
+  request.set_description(member.description);
+  v1::JoinRunReply reply;
+  RETURN_IF_ERROR(CallPeer(CurrentTopology()->peers[0], absl::Now() + absl::FromChrono(timeout), true, &v1::MemoryService::Stub::JoinRun,
+                           request, &reply));
+  return JoinedRun{reply.run_id(), reply.epoch(), reply.description()};
 }
 
 // --- Checkpoints --------------------------------------------------------------------------------------------------------------

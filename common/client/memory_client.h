@@ -38,8 +38,8 @@ struct FetchOptions {
 
 struct BlockGradient {
   BlockId id;
-  DType dtype = DType::kBF16;              // BF16 or F32
-  absl::Span<const uint8_t> bytes;         // BlockElements(id.level) elements
+  DType dtype = DType::kBF16;              // BF16, F32 or I8_ROWS
+  absl::Span<const uint8_t> bytes;         // GradientBytes (common/bank/gradient_codec.h)
 };
 
 struct BankStatus {
@@ -83,10 +83,17 @@ class MemoryClient {
 
   virtual absl::Status BeginRun(const RunSettings& settings) = 0;
   // This rank's whole contribution to a step (every server gets a push, with no blocks if need be). Duplicates are fine.
-  virtual absl::Status Push(const StepId& step, uint32_t rank, absl::Span<const BlockGradient> gradients) = 0;
+  // `sums`: numbers of this rank's part that the servers add over the ranks, see AwaitStep.
+  virtual absl::Status Push(const StepId& step, uint32_t rank, absl::Span<const BlockGradient> gradients,
+                            absl::Span<const double> sums = {}) = 0;
   // Waits for all ranks' pushes; the sum of squares of the step's summed gradients over all servers.
   virtual absl::StatusOr<double> PrepareStep(const StepId& step, std::chrono::milliseconds timeout) = 0;
   virtual absl::Status ApplyStep(const StepId& step, const ApplyParameters& parameters) = 0;
+
+  // Waits until the step is applied on every server; the ranks' sums, added in rank order (none when it is not the last one applied).
+  virtual absl::StatusOr<std::vector<double>> AwaitStep(const StepId& step, std::chrono::milliseconds timeout) = 0;
+  // Rank 0, after BeginRun: describes the run to the others. They: wait for that and learn which run it is; once per epoch.
+  virtual absl::StatusOr<JoinedRun> JoinRun(const RunMember& member, std::chrono::milliseconds timeout) = 0;
 
   virtual absl::Status PrepareCheckpoint(const std::string& id, uint64_t step) = 0;
   virtual absl::Status CommitCheckpoint(const std::string& id) = 0;

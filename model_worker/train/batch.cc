@@ -19,6 +19,16 @@ void AddRows(const BankSpec& spec, const BlockPath& path, int64_t begin, int64_t
   }
 }
 
+void CollectBlocks(const BankSpec& spec, TrainBatch* batch) {
+  batch->blocks.clear();
+  batch->block_index.clear();
+  for (const TrainSequence& sequence : batch->sequences)
+    for (const BlockId id : spec.BlocksOf(sequence.path)) batch->blocks.push_back(id);
+  std::sort(batch->blocks.begin(), batch->blocks.end());
+  batch->blocks.erase(std::unique(batch->blocks.begin(), batch->blocks.end()), batch->blocks.end());
+  for (size_t i = 0; i < batch->blocks.size(); ++i) batch->block_index[batch->blocks[i]] = i;
+}
+
 }  // namespace
 
 uint64_t CountTargets(const PackedSequence& sequence) {
@@ -39,11 +49,16 @@ void FinishBatch(const BankSpec& spec, TrainBatch* batch) {
     batch->tokens += sequence.data.tokens.size();
     batch->targets += targets;
     if (sequence.path.mode == MemoryMode::kGeneric) batch->generic_targets += targets;
-    for (const BlockId id : spec.BlocksOf(sequence.path)) batch->blocks.push_back(id);
   }
-  std::sort(batch->blocks.begin(), batch->blocks.end());
-  batch->blocks.erase(std::unique(batch->blocks.begin(), batch->blocks.end()), batch->blocks.end());
-  for (size_t i = 0; i < batch->blocks.size(); ++i) batch->block_index[batch->blocks[i]] = i;
+  CollectBlocks(spec, batch);
+  batch->trained_blocks = batch->blocks;
+}
+
+void TakePart(const BankSpec& spec, uint32_t rank, uint32_t world_size, TrainBatch* batch) {
+  const size_t count = batch->sequences.size(), begin = count * rank / world_size, end = count * (rank + 1) / world_size;
+  batch->sequences.erase(batch->sequences.begin() + end, batch->sequences.end());
+  batch->sequences.erase(batch->sequences.begin(), batch->sequences.begin() + begin);
+  CollectBlocks(spec, batch);
 }
 
 MicroBatch MakeMicroBatch(const BankSpec& spec, const TrainBatch& batch, size_t begin, size_t end, absl::Span<const BlockHandle> values,

@@ -21,22 +21,29 @@ struct TrainSequence {
   PackedSequence data;
 };
 
-// One optimizer update. Sequences are sorted by path, generic ones first: rows of one block lie together and a micro-batch touches few blocks.
-struct TrainBatch {
-  uint64_t step = 0;          // of the run, from 1
-  uint64_t server_step = 0;   // of the bank
+// What a whole update adds up to, over all ranks.
+struct BatchTotals {
   bool control = false;       // every sequence is there twice, with its path and with the generic memory; each kind has its own mean loss
-  std::vector<TrainSequence> sequences;
-  std::vector<BlockId> blocks;                         // distinct, ascending
-  absl::flat_hash_map<BlockId, size_t> block_index;    // into `blocks`
   uint64_t tokens = 0, targets = 0, generic_targets = 0;
 
   // Targets over which the loss of the generic (or of the other) sequences is averaged.
   uint64_t Denominator(bool generic) const { return !control ? targets : generic ? generic_targets : targets - generic_targets; }
 };
 
-// Sorts the sequences and fills the derived members.
+// One optimizer update. Sequences are sorted by path, generic ones first: rows of one block lie together and a micro-batch touches few blocks.
+struct TrainBatch : BatchTotals {
+  uint64_t step = 0;          // of the run, from 1
+  uint64_t server_step = 0;   // of the bank
+  std::vector<TrainSequence> sequences;                // this rank's
+  std::vector<BlockId> blocks;                         // of them: distinct, ascending
+  absl::flat_hash_map<BlockId, size_t> block_index;    // into `blocks`
+  std::vector<BlockId> trained_blocks;                 // of the whole update, all ranks
+};
+
+// Sorts the sequences and fills the derived members; then all sequences are one rank's.
 void FinishBatch(const BankSpec& spec, TrainBatch* batch);
+// Keeps the part of `rank`: a run of the sorted sequences, so that the parts share few blocks. All parts together, in rank order, are the batch.
+void TakePart(const BankSpec& spec, uint32_t rank, uint32_t world_size, TrainBatch* batch);
 
 // Tokens that have a successor in their document.
 uint64_t CountTargets(const PackedSequence& sequence);

@@ -34,7 +34,7 @@ absl::StatusOr<ReadyBatch> BatchFeed::Take() {
     for (size_t i = 0; i < blocks.size(); ++i) ready.blocks[preparation.late[i]] = std::move(blocks[i]);
     ready.fetch_seconds += watch.Lap();
   }
-  for (const BlockId id : ready.batch.blocks) touched_[id] = ready.batch.server_step;
+  for (const BlockId id : ready.batch.trained_blocks) touched_[id] = ready.batch.server_step;
   return std::move(ready);
 }
 
@@ -60,6 +60,7 @@ absl::StatusOr<TrainBatch> BatchFeed::Read(uint64_t update) {
   if (batch.targets == 0)
     return FailedPrecondition("step {}: its {} sequences (corpus {} and on) hold no document of two tokens or more, so there is nothing "
                               "to learn", batch.step, batch.sequences.size(), batch.sequences[0].index);
+  if (options_.world_size > 1) TakePart(spec_, options_.rank, options_.world_size, &batch);
   return batch;
 }
 

@@ -16,7 +16,7 @@ Checkpointer::Checkpointer(MemoryClient* client, const RunDirectory* directory, 
 
 absl::StatusOr<std::string> Checkpointer::Write(uint64_t step, uint64_t server_step, const AnchorWeights& anchor,
                                                 const AnchorOptimizer* optimizer) {
-  const std::string id = fmt::format("{}-e{:04}-s{:08}", identity_.run_id, identity_.epoch, step);
+  const std::string id = CheckpointId(identity_, step);
   const std::string path = directory_->CheckpointPath(id);
   RETURN_IF_ERROR(client_->PrepareCheckpoint(id, server_step));
   // Step 0 is the anchor as --anchor has it.

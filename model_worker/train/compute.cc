@@ -47,11 +47,17 @@ absl::StatusOr<UpdateResult> RunUpdate(Transformer& model, const BankSpec& spec,
     if (!std::isfinite(fetched + generic)) return NotFinite(batch, fetched + generic);
     loss.backward();
   }
-  const uint64_t generic_targets = batch.generic_targets, fetched_targets = batch.targets - generic_targets;
-  result.loss = batch.control ? fetched : fetched + generic;
-  if (generic_targets > 0) result.generic_loss = generic * batch.Denominator(true) / generic_targets;
-  if (fetched_targets > 0) result.fetched_loss = fetched * batch.Denominator(false) / fetched_targets;
+  result.shares = {fetched, generic};
   return result;
+}
+
+UpdateLosses LossesOf(const BatchTotals& totals, const LossShares& shares) {
+  const uint64_t generic_targets = totals.generic_targets, fetched_targets = totals.targets - generic_targets;
+  UpdateLosses losses;
+  losses.loss = totals.control ? shares.fetched : shares.fetched + shares.generic;
+  if (generic_targets > 0) losses.generic = shares.generic * totals.Denominator(true) / generic_targets;
+  if (fetched_targets > 0) losses.fetched = shares.fetched * totals.Denominator(false) / fetched_targets;
+  return losses;
 }
 
 }  // namespace membank

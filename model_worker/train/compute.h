@@ -9,11 +9,21 @@
 
 namespace membank {
 
+// Sums over the targets of each kind of memory, divided by the denominator of the whole update: those of all ranks add up to the means.
+struct LossShares {
+  double fetched = 0, generic = 0;
+};
+
 struct UpdateResult {
-  double loss = 0;                          // mean over all targets; with a generic control over the fetched ones
-  double fetched_loss = 0, generic_loss = 0; // means over the targets of each kind; 0 where there are none
+  LossShares shares;                        // of this rank's sequences
   std::vector<torch::Tensor> gradients;     // of batch.blocks, flat, fp32
 };
+
+struct UpdateLosses {
+  double loss = 0;                          // mean over all targets; with a generic control over the fetched ones
+  double fetched = 0, generic = 0;          // means over the targets of each kind; 0 where there are none
+};
+UpdateLosses LossesOf(const BatchTotals& totals, const LossShares& shares);  // shares: of all ranks
 
 // Gradients of a trained anchor are added to its parameters' .grad(). A loss that is not finite is FAILED_PRECONDITION naming the step
 // and the corpus indices of its sequences; nothing was pushed then.

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "common/bank/gradient_codec.h"
 #include "common/base/status_macros.h"
 #include "nlohmann/json.hpp"
 
@@ -48,7 +49,17 @@ absl::Status TrainOptions::Validate() const {
                            "with it, leave one out", generic_probability);
   if (dtype != DType::kF32 && dtype != DType::kBF16)
     return InvalidArgument("--dtype is {}; allowed: bf16, fp32", DTypeName(dtype));
-  RETURN_IF_ERROR(CheckRange("staleness", staleness, 0, 1));
+  if (!IsGradientDType(EffectiveGradientDType()))
+    return InvalidArgument("--gradient-dtype is {}; allowed: bf16, fp32, int8", GradientDTypeName(EffectiveGradientDType()));
+  RETURN_IF_ERROR(CheckRange("staleness", staleness, 0, 16));
+  RETURN_IF_ERROR(CheckRange("world-size", world_size, 1, 4096));
+  RETURN_IF_ERROR(CheckRange("rank", rank, 0, world_size - 1));
+  RETURN_IF_ERROR(CheckRange("rank-timeout", rank_timeout_seconds, 1, 86400));
+  if (world_size > batch_sequences)
+    return InvalidArgument("--batch-sequences is {} for --world-size {}; every rank needs a sequence of each step", batch_sequences, world_size);
+  if (world_size > 1 && mode == TrainMode::kCotrain)
+    return InvalidArgument("--mode cotrain with --world-size {}: the ranks do not exchange gradients of the anchor; use --mode frozen, or one rank",
+                           world_size);
   RETURN_IF_ERROR(CheckRange("keep-checkpoints", keep_checkpoints, 1, 1e6));
   RETURN_IF_ERROR(CheckRange("log-every", log_every, 1, 1e9));
   RETURN_IF_ERROR(CheckRange("threads", threads, 0, 1024));
@@ -58,6 +69,14 @@ absl::Status TrainOptions::Validate() const {
 double TrainOptions::EffectiveGenericProbability(uint32_t fan_out) const {
   if (generic_control) return 0;
   return generic_probability < 0 ? 1.0 / (fan_out + 1.0) : generic_probability;
+}
+
+std::string_view OptimizerName(OptimizerKind kind) {
+  return kind == OptimizerKind::kSgd ? "sgd" : kind == OptimizerKind::kRowWiseAdamW ? "row-wise-adamw" : "adamw";
+}
+
+std::string_view DecayPolicyName(DecayPolicy policy) {
+  return policy == DecayPolicy::kMissed ? "missed" : policy == DecayPolicy::kNone ? "none" : "touched";
 }
 
 nlohmann::json DescribeRun(const TrainOptions& o, const RunFacts& facts, uint32_t fan_out) {
@@ -71,11 +90,15 @@ nlohmann::json DescribeRun(const TrainOptions& o, const RunFacts& facts, uint32_
       {"warmup-steps", o.warmup_steps},
       {"weight-decay", o.weight_decay},
       {"clip", o.clip},
+      {"optimizer", OptimizerName(o.optimizer)},
+      {"decay", DecayPolicyName(o.decay)},
+      {"master-weights", o.master_weights ? "fp32" : "none"},
       {"betas", {o.beta1, o.beta2}},
       {"epsilon", o.epsilon},
       {"generic-probability", o.EffectiveGenericProbability(fan_out)},
       {"generic-control", o.generic_control},
       {"dtype", std::string(DTypeName(o.dtype))},
+      {"gradient-dtype", std::string(GradientDTypeName(o.EffectiveGradientDType()))},
       {"seed", o.seed},
       {"staleness", o.staleness},
       {"anchor", facts.anchor_fingerprint},

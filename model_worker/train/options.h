@@ -2,11 +2,15 @@
 // produces are compared when it resumes (DescribeRun); the others may change from start to start. Plain values; any thread.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "common/bank/training.h"
 #include "common/tensors/dtype.h"
 #include "nlohmann/json_fwd.hpp"
 
@@ -29,6 +33,9 @@ struct TrainOptions {
   uint64_t warmup_steps = 0;             // linear from 0; < steps
   double weight_decay = 1e-3;            // decoupled; on touched blocks and on a co-trained anchor
   double clip = 1.0;                     // global norm of anchor and memory gradients together; 0 = no clipping
+  OptimizerKind optimizer = OptimizerKind::kAdamW;  // of the blocks; a co-trained anchor has AdamW
+  DecayPolicy decay = DecayPolicy::kTouched;        // how often weight decay falls on a block when a step touches it
+  bool master_weights = true;            // false: BF16 banks keep no fp32 weights beside the payload and round it stochastically
   double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
   // A sequence learns the generic memory instead of its path with this probability; < 0 = 1/(k+1), the paper's (0 with generic_control).
   double generic_probability = -1;
@@ -38,7 +45,10 @@ struct TrainOptions {
   bool generic_control = false;
   DType dtype = DType::kBF16;            // of activations, blocks and pushed gradients: F32 or BF16; sums are fp32
   uint64_t seed = 0;                     // order of the sequences and choice of the generic ones
-  uint32_t staleness = 0;                // 0: bit-reproducible. 1: a step may run while the one before is still being applied
+  uint32_t staleness = 0;                // steps a worker may compute ahead of the applied ones. 0: bit-reproducible
+  std::optional<DType> gradient_dtype;   // of pushed gradients: F32, BF16 or I8_ROWS (with error feedback); none = dtype
+  uint32_t rank = 0, world_size = 1;     // this process among those that share every batch; rank 0 commits steps and checkpoints
+  uint32_t rank_timeout_seconds = 300;   // how long a rank waits for another one before it gives up, naming it
   uint64_t checkpoint_every = 200;       // steps; 0 = only at start and end
   uint32_t keep_checkpoints = 2;         // >= 1
   bool resume = true;                    // continue from the newest checkpoint in `output`; false: `output` must hold no run
@@ -51,6 +61,8 @@ struct TrainOptions {
   absl::Status ResolveSteps(uint64_t corpus_sequences);
   // INVALID_ARGUMENT names the option, its value and the range.
   absl::Status Validate() const;
+  DType EffectiveGradientDType() const { return gradient_dtype.value_or(dtype); }
+  uint32_t UpdatesInFlight() const { return std::max(1u, staleness); }  // submitted but not applied, at most
   double EffectiveGenericProbability(uint32_t fan_out) const;
   double EffectiveAnchorLearningRate() const { return anchor_learning_rate < 0 ? learning_rate : anchor_learning_rate; }
 };
@@ -59,6 +71,8 @@ struct TrainOptions {
 struct RunFacts {
   std::string anchor_fingerprint, corpus_fingerprint, tree_fingerprint, bank_hash;
 };
+std::string_view OptimizerName(OptimizerKind kind);        // as --optimizer spells it
+std::string_view DecayPolicyName(DecayPolicy policy);      // as --decay spells it
 nlohmann::json DescribeRun(const TrainOptions& options, const RunFacts& facts, uint32_t fan_out);
 
 // FAILED_PRECONDITION naming every entry that differs, with both values.

@@ -38,6 +38,10 @@ absl::StatusOr<RunCheckpoint> ReadManifest(const std::string& path) {
 
 }  // namespace
 
+std::string CheckpointId(const RunIdentity& identity, uint64_t step) {
+  return fmt::format("{}-e{:04}-s{:08}", identity.run_id, identity.epoch, step);
+}
+
 absl::StatusOr<std::unique_ptr<RunDirectory>> RunDirectory::Open(const std::string& path) {
   RETURN_IF_ERROR(MakeDirectories(path + "/checkpoints"));
   const std::string lock_path = path + "/lock";

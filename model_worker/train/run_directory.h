@@ -1,7 +1,7 @@
 // The directory of a run:
 //   run.json                       the run's identity and the newest epoch it used
 //   log.jsonl, loss.svg            (run_log.h)
-//   checkpoints/<id>/              anchor/, anchor_optimizer.safetensors when co-training, and
+//   checkpoints/<id>/              anchor/, anchor_optimizer.safetensors when co-training, error_feedback-<rank>.safetensors with int8 gradients,
 //   checkpoints/<id>/manifest.json written last by atomic rename: it commits the checkpoint of worker and servers together
 //   lock                           held by the trainer that is running
 // Owned by the trainer; one thread. Errors name the file.
@@ -30,6 +30,9 @@ struct RunCheckpoint {
   nlohmann::json run;         // DescribeRun
 };
 
+// The checkpoint of `step`, at the servers and as the directory's name.
+std::string CheckpointId(const RunIdentity& identity, uint64_t step);
+
 class RunDirectory {
  public:
   // Creates the directory if need be and locks it. FAILED_PRECONDITION when another trainer holds it.
@@ -39,7 +42,8 @@ class RunDirectory {
   RunDirectory& operator=(const RunDirectory&) = delete;
 
   const std::string& path() const { return path_; }
-  std::string CheckpointPath(const std::string& id) const { return path_ + "/checkpoints/" + id; }
+  std::string CheckpointPath(const std::string& id) const { return CheckpointPath(path_, id); }
+  static std::string CheckpointPath(const std::string& run_directory, const std::string& id) { return run_directory + "/checkpoints/" + id; }
 
   // NOT_FOUND when no run ever started here.
   absl::StatusOr<RunIdentity> ReadIdentity() const;

@@ -21,8 +21,12 @@ absl::Status BeginRun(const TrainOptions& options, const RunIdentity& identity, 
   RunSettings settings;
   settings.run_id = identity.run_id;
   settings.epoch = identity.epoch;
+  settings.world_size = options.world_size;
   settings.staleness = options.staleness;
   settings.first_step = head + 1;
+  settings.optimizer = options.optimizer;
+  settings.decay = options.decay;
+  settings.stochastic_rounding = !options.master_weights;
   settings.beta1 = static_cast<float>(options.beta1);
   settings.beta2 = static_cast<float>(options.beta2);
   settings.epsilon = static_cast<float>(options.epsilon);

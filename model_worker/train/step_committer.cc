@@ -6,15 +6,9 @@
 #include "model_worker/train/stopwatch.h"
 
 namespace membank {
-namespace {
 
-constexpr std::chrono::milliseconds kPrepareTimeout{120000};
-
-}  // namespace
-
-StepCommitter::StepCommitter(MemoryClient* client, std::string run_id, uint64_t epoch, uint64_t head, double clip)
-    : client_(client), run_id_(std::move(run_id)), epoch_(epoch), clip_(clip), submitted_(head), applied_(head), thread_([this] { Run(); }) {
-}
+StepCommitter::StepCommitter(MemoryClient* client, const CommitterOptions& options)
+    : client_(client), options_(options), submitted_(options.head), applied_(options.head), thread_([this] { Run(); }) {}
 
 StepCommitter::~StepCommitter() {
   {
@@ -26,11 +20,11 @@ StepCommitter::~StepCommitter() {
 
 absl::Status StepCommitter::Submit(StepUpdate update) {
   absl::MutexLock lock(&mu_);
-  auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !status_.ok() || applied_ == submitted_; };
-  mu_.Await(absl::Condition(&idle));
+  auto room = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !status_.ok() || submitted_ - applied_ < options_.in_flight; };
+  mu_.Await(absl::Condition(&room));
   if (!status_.ok()) return status_;
   submitted_ = update.step;
-  pending_ = std::make_unique<StepUpdate>(std::move(update));
+  pending_.push_back(std::move(update));
   return absl::OkStatus();
 }
 
@@ -61,50 +55,61 @@ std::vector<StepOutcome> StepCommitter::TakeOutcomes() {
 
 void StepCommitter::Run() {
   for (;;) {
-    std::unique_ptr<StepUpdate> update;
+    StepUpdate update;
     {
       absl::MutexLock lock(&mu_);
-      auto work = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stopping_ || pending_ != nullptr; };
+      auto work = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stopping_ || !pending_.empty(); };
       mu_.Await(absl::Condition(&work));
-      if (pending_ == nullptr) return;
-      update = std::move(pending_);
+      if (pending_.empty()) return;
+      update = std::move(pending_.front());
+      pending_.pop_front();
     }
-    const absl::Status status = Commit(*update);
+    const absl::Status status = Commit(update);
     absl::MutexLock lock(&mu_);
     if (!status.ok()) {
-      status_ = Annotate(status, fmt::format("step {}", update->step));
+      status_ = Annotate(status, fmt::format("step {}", update.step));
       return;
     }
-    applied_ = update->step;
+    applied_ = update.step;
   }
 }
 
 absl::Status StepCommitter::Commit(const StepUpdate& update) {
-  const StepId id{run_id_, epoch_, update.step};
+  const StepId id{options_.run_id, options_.epoch, update.step};
   StepOutcome outcome;
   outcome.step = update.step;
+  outcome.sums = update.sums;
   Stopwatch watch;
-  RETURN_IF_ERROR(client_->Push(id, /*rank=*/0, update.gradients));
+  RETURN_IF_ERROR(client_->Push(id, options_.rank, update.gradients, update.sums));
   outcome.push_seconds = watch.Lap();
-
-  ASSIGN_OR_RETURN(const double memory_sum, client_->PrepareStep(id, kPrepareTimeout));
-  outcome.gradient_norm = std::sqrt(memory_sum + update.anchor_sum_of_squares);
-  if (!std::isfinite(outcome.gradient_norm))
-    return FailedPrecondition("the gradient's global norm is {}; nothing was applied. Lower --learning-rate or look at the batch", outcome.gradient_norm);
-  if (clip_ > 0 && outcome.gradient_norm > clip_) outcome.scale = clip_ / (outcome.gradient_norm + 1e-6);  // as torch.nn.utils.clip_grad_norm_
-  {
-    absl::MutexLock lock(&mu_);
-    prepared_ = outcome;
+  if (options_.rank == 0) RETURN_IF_ERROR(PrepareAndApply(id, update, &outcome));
+  if (options_.world_size > 1) {
+    ASSIGN_OR_RETURN(outcome.sums, client_->AwaitStep(id, options_.rank_timeout));
+    if (outcome.sums.size() != update.sums.size())
+      return Internal("step {} came back with {} sums of {}", update.step, outcome.sums.size(), update.sums.size());
   }
-  ApplyParameters parameters;
-  parameters.scale = static_cast<float>(outcome.scale);
-  parameters.learning_rate = static_cast<float>(update.learning_rate);
-  parameters.weight_decay = static_cast<float>(update.weight_decay);
-  RETURN_IF_ERROR(client_->ApplyStep(id, parameters));
   outcome.apply_seconds = watch.Lap();
   absl::MutexLock lock(&mu_);
-  outcomes_.push_back(outcome);
+  outcomes_.push_back(std::move(outcome));
   return absl::OkStatus();
+}
+
+absl::Status StepCommitter::PrepareAndApply(const StepId& id, const StepUpdate& update, StepOutcome* outcome) {
+  ASSIGN_OR_RETURN(const double memory_sum, client_->PrepareStep(id, options_.rank_timeout));
+  outcome->gradient_norm = std::sqrt(memory_sum + update.anchor_sum_of_squares);
+  if (!std::isfinite(outcome->gradient_norm))
+    return FailedPrecondition("the gradient's global norm is {}; nothing was applied. Lower --learning-rate or look at the batch", outcome->gradient_norm);
+  if (options_.clip > 0 && outcome->gradient_norm > options_.clip)
+    outcome->scale = options_.clip / (outcome->gradient_norm + 1e-6);  // as torch.nn.utils.clip_grad_norm_
+  {
+    absl::MutexLock lock(&mu_);
+    prepared_ = *outcome;
+  }
+  ApplyParameters parameters;
+  parameters.scale = static_cast<float>(outcome->scale);
+  parameters.learning_rate = static_cast<float>(update.learning_rate);
+  parameters.weight_decay = static_cast<float>(update.weight_decay);
+  return client_->ApplyStep(id, parameters);
 }
 
 }  // namespace membank

@@ -4,6 +4,7 @@
 #include <memory>
 #include <thread>
 
+#include "common/bank/gradient_codec.h"
 #include "common/base/log.h"
 #include "common/base/progress.h"
 #include "common/base/status_macros.h"
@@ -13,6 +14,8 @@
 #include "model_worker/train/batch_feed.h"
 #include "model_worker/train/checkpointer.h"
 #include "model_worker/train/compute.h"
+#include "model_worker/train/error_feedback.h"
+#include "model_worker/train/rank_group.h"
 #include "model_worker/train/run_log.h"
 #include "model_worker/train/run_setup.h"
 #include "model_worker/train/stopwatch.h"
@@ -33,19 +36,24 @@ namespace {
 
 class Trainer {
  public:
-  Trainer(const TrainOptions& options, MemoryClient& client, std::unique_ptr<PackedCorpus> corpus)
-      : options_(options), client_(client), spec_(client.spec()), corpus_(std::move(corpus)) {}
+  Trainer(const TrainOptions& options, MemoryClient& client, std::unique_ptr<PackedCorpus> corpus, const std::atomic<bool>& stop)
+      : options_(options), client_(client), spec_(client.spec()), stop_(stop), corpus_(std::move(corpus)) {}
 
   absl::Status Open();
-  absl::Status Run(const std::atomic<bool>& stop);
+  absl::Status Run();
   TrainSummary Summary() const;
 
  private:
   absl::Status LoadInputs(nlohmann::json* description);
+  absl::Status StartRun(const nlohmann::json& description);
   absl::Status LoadModel(const RunCheckpoint& checkpoint);
   absl::Status RunStep(uint64_t step);
-  absl::Status RunUpdateOf(uint64_t step, StepRecord* record);
-  StepUpdate MakeUpdate(const TrainBatch& batch, UpdateResult result) const;
+  absl::Status RunUpdateOf(uint64_t step, StepRecord* record, BatchTotals* totals);
+  StepUpdate MakeUpdate(const TrainBatch& batch, UpdateResult result);
+  absl::Status JudgeEnd(uint64_t step);
+  bool CheckpointAfter(uint64_t step) const {
+    return last_step_ == step || (options_.checkpoint_every > 0 && step % options_.checkpoint_every == 0);
+  }
   absl::Status LogApplied();
   absl::Status WriteCheckpoint();
 
@@ -53,11 +61,13 @@ class Trainer {
     return LearningRateAt(step, options_.steps, options_.warmup_steps, options_.learning_rate, options_.min_learning_rate);
   }
   uint64_t server_step() const { return start_.identity.base_step + step_; }
+  bool commits() const { return options_.rank == 0; }  // keeps the run directory: log, checkpoints
 
   const TrainOptions& options_;
   MemoryClient& client_;
   const BankSpec spec_;
-  std::unique_ptr<RunDirectory> directory_;
+  const std::atomic<bool>& stop_;
+  std::unique_ptr<RunDirectory> directory_;     // rank 0's, as log and checkpointer
   std::unique_ptr<PackedCorpus> corpus_;
   AnchorWeights anchor_;                        // until the model takes it
   StartPoint start_;
@@ -66,7 +76,10 @@ class Trainer {
   std::unique_ptr<AnchorOptimizer> optimizer_;  // null: the anchor is frozen
   std::unique_ptr<RunLog> log_;
   std::unique_ptr<Checkpointer> checkpointer_;
-  std::deque<StepRecord> unlogged_;             // computed, not applied yet
+  std::unique_ptr<ErrorFeedback> feedback_;     // with int8 gradients
+  std::deque<std::pair<StepRecord, BatchTotals>> unlogged_;  // computed, not applied yet
+  uint64_t stop_seen_ = 0;                      // the first step that a rank pushed with a request to stop
+  uint64_t last_step_ = 0;                      // the run's last one, or the one it stops after; 0: not known yet
   std::string checkpoint_;
   StepRecord last_;                             // the newest step whose outcome is known
   uint64_t tokens_ = 0;
@@ -81,25 +94,44 @@ class Trainer {
 
 absl::Status Trainer::Open() {
   at::set_num_threads(options_.threads > 0 ? static_cast<int>(options_.threads) : static_cast<int>(std::thread::hardware_concurrency()));
-  ASSIGN_OR_RETURN(directory_, RunDirectory::Open(options_.output));
+  if (commits()) {
+    ASSIGN_OR_RETURN(directory_, RunDirectory::Open(options_.output));
+  }
   nlohmann::json description;
   RETURN_IF_ERROR(LoadInputs(&description));
-  ASSIGN_OR_RETURN(start_, StartOrResume(options_, description, *directory_, client_));
-  step_ = start_.checkpoint.step;
-  checkpoint_ = start_.checkpoint.id;
+  RETURN_IF_ERROR(StartRun(description));
   RETURN_IF_ERROR(LoadModel(start_.checkpoint));
-  ASSIGN_OR_RETURN(log_, RunLog::Open(options_.output, step_));
-  RETURN_IF_ERROR(RemoveOrphans(*directory_, start_.identity.run_id, client_));
-  checkpointer_ = std::make_unique<Checkpointer>(&client_, directory_.get(), start_.identity, description, options_.keep_checkpoints,
-                                                 options_.anchor_path);
   BlockCacheOptions cache;
   cache.dtype = TorchDtype(options_.dtype);
   cache.capacity_bytes = options_.cache_bytes;
   cache_ = std::make_unique<BlockCache>(&client_, cache);
-  committer_ = std::make_unique<StepCommitter>(&client_, start_.identity.run_id, start_.identity.epoch, server_step(), options_.clip);
+  CommitterOptions committer{start_.identity.run_id, start_.identity.epoch, server_step(), options_.clip, options_.rank, options_.world_size};
+  committer.in_flight = options_.UpdatesInFlight();
+  committer.rank_timeout = std::chrono::seconds(options_.rank_timeout_seconds);
+  committer_ = std::make_unique<StepCommitter>(&client_, committer);
   feed_ = std::make_unique<BatchFeed>(options_, corpus_.get(), &client_, cache_.get(), committer_.get(), start_.identity.base_step);
+  if (!commits()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(log_, RunLog::Open(options_.output, step_));
+  RETURN_IF_ERROR(RemoveOrphans(*directory_, start_.identity.run_id, client_));
+  checkpointer_ = std::make_unique<Checkpointer>(&client_, directory_.get(), start_.identity, description, options_.keep_checkpoints,
+                                                 options_.anchor_path);
   // Without a checkpoint a crash of the servers would leave nothing to come back to.
-  return checkpoint_.empty() ? WriteCheckpoint() : absl::OkStatus();
+  if (checkpoint_.empty()) RETURN_IF_ERROR(WriteCheckpoint());
+  return options_.world_size > 1 ? AnnounceRun(options_, description, start_, client_) : absl::OkStatus();
+}
+
+// Rank 0 starts or resumes the run; the others join it.
+absl::Status Trainer::StartRun(const nlohmann::json& description) {
+  if (commits()) {
+    ASSIGN_OR_RETURN(start_, StartOrResume(options_, description, *directory_, client_));
+  } else {
+    ASSIGN_OR_RETURN(start_, FollowRun(options_, description, client_));
+  }
+  step_ = start_.checkpoint.step;
+  checkpoint_ = start_.checkpoint.id;
+  if (options_.EffectiveGradientDType() != kI8Rows) return absl::OkStatus();
+  feedback_ = std::make_unique<ErrorFeedback>(spec_, options_.rank, options_.world_size);
+  return step_ == 0 ? absl::OkStatus() : feedback_->Load(RunDirectory::CheckpointPath(options_.output, checkpoint_));
 }
 
 absl::Status Trainer::LoadInputs(nlohmann::json* description) {
@@ -114,7 +146,7 @@ absl::Status Trainer::LoadInputs(nlohmann::json* description) {
 absl::Status Trainer::LoadModel(const RunCheckpoint& checkpoint) {
   const bool cotrain = options_.mode == TrainMode::kCotrain;
   const bool restore = cotrain && checkpoint.step > 0;
-  const std::string path = directory_->CheckpointPath(checkpoint.id);
+  const std::string path = RunDirectory::CheckpointPath(options_.output, checkpoint.id);
   if (restore) {
     ASSIGN_OR_RETURN(anchor_, LoadAnchor(path + kAnchorDirectory, TorchDtype(options_.dtype)));
   }
@@ -124,7 +156,7 @@ absl::Status Trainer::LoadModel(const RunCheckpoint& checkpoint) {
   return restore ? optimizer_->Load(path + kAnchorOptimizerFile) : absl::OkStatus();
 }
 
-absl::Status Trainer::Run(const std::atomic<bool>& stop) {
+absl::Status Trainer::Run() {
   Progress progress("train", "steps", options_.steps, step_);
   first_traffic_ = traffic_ = client_.traffic();
   step_watch_.Lap();
@@ -132,21 +164,22 @@ absl::Status Trainer::Run(const std::atomic<bool>& stop) {
   while (step_ < options_.steps) {
     RETURN_IF_ERROR(RunStep(step_ + 1));
     ++step_;
-    const bool stopping = stop.load() || step_ == options_.steps;
-    if (stopping || (options_.checkpoint_every > 0 && step_ % options_.checkpoint_every == 0)) {
+    if (CheckpointAfter(step_) && commits()) {
       RETURN_IF_ERROR(WriteCheckpoint());
       step_watch_.Lap();  // a checkpoint is nobody's step
     }
     progress.Update(step_, fmt::format("loss {:.4f}  {:.0f} tokens/s", last_.loss, seconds_ > 0 ? tokens_ / seconds_ : 0.0));
-    if (stopping) break;
+    if (last_step_ == step_) break;
   }
-  return absl::OkStatus();
+  RETURN_IF_ERROR(committer_->WaitApplied(server_step()));
+  return LogApplied();
 }
 
 absl::Status Trainer::RunStep(uint64_t step) {
   StepRecord record;
   record.step = step;
-  RETURN_IF_ERROR(RunUpdateOf(step, &record));
+  BatchTotals totals;
+  RETURN_IF_ERROR(RunUpdateOf(step, &record, &totals));
   record.learning_rate = LearningRate(step);
   record.seconds = step_watch_.Lap();
   const ClientTraffic traffic = client_.traffic();
@@ -155,12 +188,12 @@ absl::Status Trainer::RunStep(uint64_t step) {
   traffic_ = traffic;
   tokens_ += record.tokens;
   seconds_ += record.seconds;
-  unlogged_.push_back(record);
+  unlogged_.push_back({record, totals});
   return LogApplied();
 }
 
 // Take, compute, submit. The next update is on its way before this one computes.
-absl::Status Trainer::RunUpdateOf(uint64_t step, StepRecord* record) {
+absl::Status Trainer::RunUpdateOf(uint64_t step, StepRecord* record, BatchTotals* totals) {
   Stopwatch watch;
   ASSIGN_OR_RETURN(const ReadyBatch ready, feed_->Take());
   record->wait_seconds = watch.Lap();
@@ -168,17 +201,20 @@ absl::Status Trainer::RunUpdateOf(uint64_t step, StepRecord* record) {
 
   const TrainBatch& batch = ready.batch;
   ASSIGN_OR_RETURN(UpdateResult result, RunUpdate(*model_, spec_, batch, ready.blocks, options_.micro_batch_sequences));
-  record->loss = result.loss;
-  record->fetched_loss = result.fetched_loss;
-  record->generic_loss = result.generic_loss;
   record->has_generic = batch.generic_targets > 0 && batch.generic_targets < batch.targets;
   record->tokens = batch.tokens;
   record->data_seconds = ready.data_seconds;
   record->fetch_seconds = ready.fetch_seconds;
   record->compute_seconds = watch.Lap();
+  *totals = batch;
 
+  RETURN_IF_ERROR(JudgeEnd(step));
   const uint64_t server_step = batch.server_step;
-  RETURN_IF_ERROR(committer_->Submit(MakeUpdate(batch, std::move(result))));
+  StepUpdate update = MakeUpdate(batch, std::move(result));
+  // Before the push: when rank 0 sees the step applied and commits its checkpoint, every rank's part of it is there.
+  if (feedback_ != nullptr && CheckpointAfter(step))
+    RETURN_IF_ERROR(feedback_->Save(RunDirectory::CheckpointPath(options_.output, CheckpointId(start_.identity, step))));
+  RETURN_IF_ERROR(committer_->Submit(std::move(update)));
   if (optimizer_ == nullptr) return absl::OkStatus();
   // The norm of the whole step, memory and anchor together, scales both; the servers apply while the anchor does.
   ASSIGN_OR_RETURN(const StepOutcome outcome, committer_->WaitPrepared(server_step));
@@ -187,30 +223,54 @@ absl::Status Trainer::RunUpdateOf(uint64_t step, StepRecord* record) {
   return absl::OkStatus();
 }
 
-StepUpdate Trainer::MakeUpdate(const TrainBatch& batch, UpdateResult result) const {
+// Is `step` the last one? Ranks must agree on that: a request to stop travels with the rank's push, and all stop after the same later step, whose
+// submission waits until the request has come back to everyone.
+absl::Status Trainer::JudgeEnd(uint64_t step) {
+  if (step == options_.steps) last_step_ = step;
+  if (options_.world_size == 1) {
+    if (stop_.load()) last_step_ = step;
+    return absl::OkStatus();
+  }
+  const uint64_t lag = options_.UpdatesInFlight();
+  if (step <= start_.checkpoint.step + lag) return absl::OkStatus();
+  RETURN_IF_ERROR(committer_->WaitApplied(start_.identity.base_step + step - lag));
+  RETURN_IF_ERROR(LogApplied());
+  if (stop_seen_ > 0 && step >= stop_seen_ + lag) last_step_ = step;
+  return absl::OkStatus();
+}
+
+StepUpdate Trainer::MakeUpdate(const TrainBatch& batch, UpdateResult result) {
   auto tensors = std::make_shared<std::vector<torch::Tensor>>(std::move(result.gradients));
+  const DType dtype = options_.EffectiveGradientDType();
   StepUpdate update;
   update.step = batch.server_step;
   for (size_t i = 0; i < tensors->size(); ++i) {
     torch::Tensor& gradient = (*tensors)[i];
-    gradient = gradient.to(TorchDtype(options_.dtype));
-    update.gradients.push_back({batch.blocks[i], options_.dtype, {static_cast<const uint8_t*>(gradient.data_ptr()), gradient.nbytes()}});
+    gradient = feedback_ != nullptr ? feedback_->Encode(batch.blocks[i], gradient) : gradient.to(TorchDtype(dtype));
+    update.gradients.push_back({batch.blocks[i], dtype, {static_cast<const uint8_t*>(gradient.data_ptr()), gradient.nbytes()}});
   }
   update.owner = tensors;
   update.learning_rate = LearningRate(batch.step);
   update.weight_decay = options_.weight_decay;
   if (optimizer_ != nullptr) update.anchor_sum_of_squares = optimizer_->SumOfSquares();
+  update.sums = {result.shares.fetched, result.shares.generic, stop_.load() ? 1.0 : 0.0};
   return update;
 }
 
 // Writes the log lines of steps whose updates were applied since the last call.
 absl::Status Trainer::LogApplied() {
   for (const StepOutcome& outcome : committer_->TakeOutcomes()) {
-    StepRecord& record = unlogged_.front();
+    auto& [record, totals] = unlogged_.front();
+    const UpdateLosses losses = LossesOf(totals, {outcome.sums[0], outcome.sums[1]});
+    if (outcome.sums[2] > 0 && stop_seen_ == 0) stop_seen_ = record.step;
+    record.loss = losses.loss;
+    record.fetched_loss = losses.fetched;
+    record.generic_loss = losses.generic;
     record.gradient_norm = outcome.gradient_norm;
     record.push_seconds = outcome.push_seconds;
     record.apply_seconds = outcome.apply_seconds;
-    if (record.step % options_.log_every == 0 || record.step == options_.steps) RETURN_IF_ERROR(log_->Append(record));
+    const bool log = record.step % options_.log_every == 0 || record.step == options_.steps;
+    if (log && commits()) RETURN_IF_ERROR(log_->Append(record));
     last_ = record;
     unlogged_.pop_front();
   }
@@ -229,7 +289,7 @@ TrainSummary Trainer::Summary() const {
   TrainSummary summary;
   summary.run_directory = options_.output;
   summary.run_id = start_.identity.run_id;
-  summary.checkpoint = checkpoint_;
+  if (commits()) summary.checkpoint = checkpoint_;
   summary.steps = options_.steps;
   summary.steps_done = step_;
   summary.resumed_from = start_.checkpoint.step;
@@ -250,9 +310,9 @@ absl::StatusOr<TrainSummary> Train(const TrainOptions& options, MemoryClient& cl
   ASSIGN_OR_RETURN(std::unique_ptr<PackedCorpus> corpus, PackedCorpus::Open(options.corpus_path));
   RETURN_IF_ERROR(resolved.ResolveSteps(corpus->size()));
   RETURN_IF_ERROR(resolved.Validate());
-  Trainer trainer(resolved, client, std::move(corpus));
+  Trainer trainer(resolved, client, std::move(corpus), stop);
   RETURN_IF_ERROR(trainer.Open());
-  RETURN_IF_ERROR(trainer.Run(stop));
+  RETURN_IF_ERROR(trainer.Run());
   return trainer.Summary();
 }
 

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <thread>
 
-#include "memory_server/optimizer.h"
+#include "memory_server/block_update.h"
 #include "tests/memory_server/shard_fixture.h"
 
 namespace membank {
@@ -140,7 +140,7 @@ TEST_F(ShardTest, BadGradientsRefuseTheWholePush) {
   }
   auto push = *shard->BeginPush(Id(1), 0);
   EXPECT_CODE(push->CheckBlock({1, 0}, DType::kF32, 12), kInvalidArgument, "has 12 bytes, must have 480");
-  EXPECT_CODE(push->CheckBlock({1, 0}, DType::kF16, 240), kInvalidArgument, "allowed F32, BF16");
+  EXPECT_CODE(push->CheckBlock({1, 0}, DType::kF16, 240), kInvalidArgument, "allowed F32, BF16, I8_ROWS");
   EXPECT_CODE(push->CheckBlock({1, 9}, DType::kF32, 480), kInvalidArgument, "allowed 0..2 and 3");
   ASSERT_OK(push->AddBlock({1, 0}, DType::kF32, GradientBytes({1, 0}, 1)));
   EXPECT_CODE(push->AddBlock({1, 0}, DType::kF32, GradientBytes({1, 0}, 1)), kInvalidArgument, "twice");
@@ -263,19 +263,25 @@ TEST(ShardOrder, TheSumDoesNotDependOnTheOrderOfArrival) {
   EXPECT_EQ(results[0], results[2]);
 }
 
-// Each block has its own count of steps: the shard equals the optimizer called by hand.
-TEST(ShardAdamW, EqualsTheOptimizerCalledByHand) {
-  for (DType dtype : {DType::kF32, DType::kBF16}) {
+// Each block has its own count of steps: the shard equals the update of blocks called by hand, with every kind of weights and moments.
+TEST(ShardOptimizer, EqualsTheUpdateCalledByHand) {
+  for (const auto& [dtype, kind, stochastic] : {std::tuple(DType::kF32, OptimizerKind::kAdamW, false), {DType::kBF16, OptimizerKind::kAdamW, false},
+                                                {DType::kBF16, OptimizerKind::kRowWiseAdamW, false}, {DType::kBF16, OptimizerKind::kAdamW, true},
+                                                {DType::kBF16, OptimizerKind::kRowWiseAdamW, true}}) {
     ShardFixture fixture(dtype);
     fixture.Open();
-    ASSERT_OK(fixture.Begin(1, 1, 0, OptimizerKind::kAdamW));
+    fixture.run = {"r", 1, 1, 0, 1, kind};
+    fixture.run.stochastic_rounding = stochastic;
+    fixture.run.decay = DecayPolicy::kMissed;
+    ASSERT_OK(fixture.shard->BeginRun(fixture.run));
     const BlockId often{1, 1}, seldom{1, 2};
-    const uint64_t elements = fixture.spec.BlockElements(1);
-    std::map<BlockId, std::vector<float>> w, m, v;
-    std::map<BlockId, uint64_t> steps;
+    std::map<BlockId, Buffer> payload;
+    const std::shared_ptr<BufferPool> buffers = BufferPool::Create(0);
+    std::map<BlockId, OptimizerState> state;
+    std::map<BlockId, uint64_t> version;
     for (BlockId id : {often, seldom}) {
-      w[id].resize(elements), m[id].resize(elements), v[id].resize(elements);
-      InitBlock(fixture.spec, id, absl::MakeSpan(w[id]));
+      payload[id] = Buffer(fixture.spec.BlockBytes(1));
+      InitBlockPayload(fixture.spec, id, payload[id].span());
     }
     for (uint64_t step = 1; step <= 5; ++step) {
       Contribution blocks = {{often, 0.1f * step}};
@@ -283,19 +289,17 @@ TEST(ShardAdamW, EqualsTheOptimizerCalledByHand) {
       const ApplyParameters parameters{0.9f, 1e-2f, 0.01f};
       ASSERT_OK(fixture.Train(step, blocks, parameters));
       for (const auto& [id, value] : blocks) {
-        const StepFactors factors = MakeStepFactors(fixture.run, parameters, ++steps[id]);
-        Buffer payload(elements * 4), next(elements * 4);
-        EncodePayload(w[id], DType::kF32, payload.span());
-        AdamWUpdate(factors, {DType::kF32, fixture.GradientBytes(id, value)},
-                    {elements, nullptr, reinterpret_cast<float*>(payload.data()), next.data(), m[id].data(), v[id].data()});
-        DecodePayload(next.span(), DType::kF32, absl::MakeSpan(w[id]));
+        Buffer next(payload[id].size());
+        ApplyGradient(fixture.spec, id, fixture.run, parameters, {step, std::exchange(version[id], step), &payload[id]},
+                      {DType::kF32, fixture.GradientBytes(id, value)}, buffers.get(), &state[id], &next);
+        payload[id] = std::move(next);
       }
     }
     for (BlockId id : {often, seldom}) {
-      std::vector<uint8_t> expected(fixture.spec.BlockBytes(1));
-      EncodePayload(w[id], dtype, absl::MakeSpan(expected));
+      const std::vector<uint8_t> expected(payload[id].data(), payload[id].data() + payload[id].size());
       EXPECT_EQ(fixture.Bytes(*fixture.shard->Read(id)), expected) << ToString(id);
     }
+    EXPECT_EQ(state[seldom].adam_steps, 1u);
   }
 }
 

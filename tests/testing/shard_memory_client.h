@@ -85,10 +85,10 @@ class ShardMemoryClient : public MemoryClient {
     return OnAll("BeginRun", [&](Shard& shard) { return shard.BeginRun(settings).status(); });
   }
 
-  absl::Status Push(const StepId& step, uint32_t rank, absl::Span<const BlockGradient> gradients) override {
+  absl::Status Push(const StepId& step, uint32_t rank, absl::Span<const BlockGradient> gradients, absl::Span<const double> sums = {}) override {
     if (intercept) RETURN_IF_ERROR(intercept("Push"));
     for (size_t server = 0; server < shards_.size(); ++server) {
-      ASSIGN_OR_RETURN(const std::unique_ptr<GradientPush> push, shards_[server]->BeginPush(step, rank));
+      ASSIGN_OR_RETURN(const std::unique_ptr<GradientPush> push, shards_[server]->BeginPush(step, rank, {sums.begin(), sums.end()}));
       for (const BlockGradient& gradient : gradients) {
         if (map_.OwnerOf(gradient.id) != server) continue;
         Buffer bytes(gradient.bytes.size());
@@ -113,6 +113,16 @@ class ShardMemoryClient : public MemoryClient {
 
   absl::Status ApplyStep(const StepId& step, const ApplyParameters& parameters) override {
     return OnAll("ApplyStep", [&](Shard& shard) { return shard.ApplyStep(step, parameters).status(); });
+  }
+  absl::StatusOr<std::vector<double>> AwaitStep(const StepId& step, std::chrono::milliseconds timeout) override {
+    std::vector<double> sums;
+    for (const auto& shard : shards_) {
+      ASSIGN_OR_RETURN(sums, shard->AwaitStep(step, absl::Now() + absl::FromChrono(timeout)));
+    }
+    return sums;
+  }
+  absl::StatusOr<JoinedRun> JoinRun(const RunMember& member, std::chrono::milliseconds timeout) override {
+    return shards_[0]->JoinRun(member, absl::Now() + absl::FromChrono(timeout));
   }
   absl::Status PrepareCheckpoint(const std::string& id, uint64_t step) override {
     return OnAll("PrepareCheckpoint", [&](Shard& shard) { return shard.PrepareCheckpoint(id, step); });

@@ -1,6 +1,8 @@
 // The memory server's engine against the limits of the machine (design/numbers.md), all in one process:
-//   Stream4R3W        a loop with AdamW's four reads and three writes: the baseline of AdamW/*
-//   AdamW/*           must reach 0.85 of it (28 bytes per element counted, CRC of the payload included)
+//   Stream4R3W        a loop with AdamW's four reads and three writes: the baseline of Update/*
+//   Update/*          every optimizer, kind of weights and of gradient, CRC of the payload included. AdamW in fp32 moves the baseline's 28
+//                     bytes per element and must reach 0.85 of its rate; the others move fewer (counted), so arithmetic weighs more
+//   Sum/*             a rank's contribution added to the sum; its baseline SumBaseline has nothing to decode
 //   Crc32cOfABlock, LocalRead (pinned, no copy), GenerateBlock
 // Every loop is one thread, so rates are by CPU time: neighbours on a shared machine disturb them least.
 // Run with --benchmark_enable_random_interleaving=true --benchmark_repetitions=5.
@@ -11,6 +13,7 @@
 #include <vector>
 
 #include "common/bank/block_init.h"
+#include "common/bank/gradient_codec.h"
 #include "common/base/crc32c.h"
 #include "common/base/malloc_tuning.h"
 #include "memory_server/in_memory_block_store.h"
@@ -21,6 +24,7 @@ namespace membank {
 namespace {
 
 constexpr uint64_t kElements = 860160;  // a level-3 block of the 160M bank: 3 * 35 * 512 * 16
+constexpr BlockShape kShape{kElements / 512, 512};
 constexpr size_t kBlocks = 24;          // together far beyond the last-level cache
 
 struct Block {
@@ -64,28 +68,82 @@ void Stream4R3W(benchmark::State& state) {
 }
 BENCHMARK(Stream4R3W);
 
-void AdamW(benchmark::State& state, DType bank, DType gradient_dtype) {
-  RunSettings run;
-  const StepFactors factors = MakeStepFactors(run, {1.0f, 1e-4f, 1e-3f}, 10);
-  std::vector<Gradient> gradients(kBlocks);
-  for (Gradient& gradient : gradients) {
-    gradient = {gradient_dtype, Buffer(kElements * DTypeBytes(gradient_dtype))};
-    EncodePayload(std::vector<float>(kElements, 1e-3f), gradient_dtype, gradient.bytes.span());
+enum class Weights { kF32, kMaster, kStochastic };
+
+std::vector<Gradient> Gradients(DType dtype) {
+  std::vector<Gradient> gradients;
+  for (size_t i = 0; i < kBlocks; ++i) {
+    Gradient& gradient = gradients.emplace_back(dtype, Buffer(GradientBytes(dtype, kShape)));
+    std::vector<float> values(kElements, 1e-3f);
+    if (dtype == kI8Rows) EncodeInt8Rows(kShape, absl::MakeSpan(values), gradient.bytes.span());
+    else EncodePayload(values, dtype, gradient.bytes.span());
   }
+  return gradients;
+}
+
+void Update(benchmark::State& state, OptimizerKind kind, Weights weights, DType gradient_dtype) {
+  RunSettings run;
+  run.optimizer = kind;
+  const StepFactors factors = MakeStepFactors(run, {1.0f, 1e-4f, 1e-3f}, 10);
+  const std::vector<Gradient> gradients = Gradients(gradient_dtype);
   size_t i = 0;
   for (auto _ : state) {
     const size_t index = i++ % kBlocks;
     Block& b = Blocks()[index];
-    BlockArrays arrays{kElements, nullptr, nullptr, b.next.data(), b.m.data(), b.v.data()};
-    if (bank == DType::kF32) arrays.payload_in = Floats(b.payload);
-    else arrays.weights = b.w.data();
-    benchmark::DoNotOptimize(AdamWUpdate(factors, gradients[index], arrays));
+    BlockArrays arrays;
+    arrays.shape = kShape;
+    arrays.payload = weights == Weights::kF32 ? DType::kF32 : DType::kBF16;
+    if (weights == Weights::kMaster) arrays.weights = b.w.data();
+    arrays.payload_in = b.payload.data();
+    arrays.payload_out = b.next.data();
+    arrays.m = b.m.data();
+    arrays.v = b.v.data();
+    arrays.noise = {1, i, 3, static_cast<uint32_t>(index)};
+    benchmark::DoNotOptimize(UpdateBlock(kind, factors, gradients[index], arrays));
   }
-  // Counted as what moves: gradient, weights in and out (and the payload beside fp32 weights), m and v in and out.
-  Report(state, kElements * (DTypeBytes(gradient_dtype) + 8 + 16 + (bank == DType::kBF16 ? 2 : 0)));
+  // Counted as what moves: gradient, weights in and out (and the payload beside fp32 weights), moments in and out.
+  const uint64_t weight_bytes = weights == Weights::kF32 ? 8 : weights == Weights::kMaster ? 10 : 4;
+  const uint64_t moment_bytes = kind == OptimizerKind::kAdamW ? 16 : kind == OptimizerKind::kRowWiseAdamW ? 8 : 0;
+  Report(state, GradientBytes(gradient_dtype, kShape) + kElements * (weight_bytes + moment_bytes));
+  state.counters["Mparam/s"] = benchmark::Counter(double(kElements) * double(state.iterations()) / 1e6, benchmark::Counter::kIsRate);
 }
-BENCHMARK_CAPTURE(AdamW, f32_bank_f32_gradient, DType::kF32, DType::kF32);
-BENCHMARK_CAPTURE(AdamW, bf16_bank_bf16_gradient, DType::kBF16, DType::kBF16);
+BENCHMARK_CAPTURE(Update, adamw_f32_weights_f32_gradient, OptimizerKind::kAdamW, Weights::kF32, DType::kF32);
+BENCHMARK_CAPTURE(Update, adamw_f32_beside_bf16_bf16_gradient, OptimizerKind::kAdamW, Weights::kMaster, DType::kBF16);
+BENCHMARK_CAPTURE(Update, adamw_f32_beside_bf16_int8_gradient, OptimizerKind::kAdamW, Weights::kMaster, kI8Rows);
+BENCHMARK_CAPTURE(Update, adamw_stochastic_bf16_bf16_gradient, OptimizerKind::kAdamW, Weights::kStochastic, DType::kBF16);
+BENCHMARK_CAPTURE(Update, row_wise_adamw_f32_beside_bf16_bf16_gradient, OptimizerKind::kRowWiseAdamW, Weights::kMaster, DType::kBF16);
+BENCHMARK_CAPTURE(Update, row_wise_adamw_stochastic_bf16_bf16_gradient, OptimizerKind::kRowWiseAdamW, Weights::kStochastic, DType::kBF16);
+BENCHMARK_CAPTURE(Update, sgd_f32_weights_f32_gradient, OptimizerKind::kSgd, Weights::kF32, DType::kF32);
+
+// What SumContributions does with a second rank, and the same bytes with nothing to decode.
+[[gnu::noinline]] void Add3(uint64_t n, const float* __restrict values, float* __restrict sum) {
+  for (uint64_t i = 0; i < n; ++i) sum[i] = sum[i] + values[i];
+}
+
+void Sum(benchmark::State& state, DType dtype) {
+  const std::vector<Gradient> gradients = Gradients(dtype);
+  size_t i = 0;
+  for (auto _ : state) {
+    const size_t index = i++ % kBlocks;
+    AddContribution(kShape, gradients[index], Floats(Blocks()[index].next));
+    benchmark::ClobberMemory();
+  }
+  Report(state, GradientBytes(dtype, kShape) + kElements * 8);
+}
+BENCHMARK_CAPTURE(Sum, f32, DType::kF32);
+BENCHMARK_CAPTURE(Sum, bf16, DType::kBF16);
+BENCHMARK_CAPTURE(Sum, int8, kI8Rows);
+
+void SumBaseline(benchmark::State& state) {
+  size_t i = 0;
+  for (auto _ : state) {
+    Block& b = Blocks()[i++ % kBlocks];
+    Add3(kElements, Floats(b.gradient), Floats(b.next));
+    benchmark::ClobberMemory();
+  }
+  Report(state, kElements * 12);
+}
+BENCHMARK(SumBaseline);
 
 void Crc32cOfABlock(benchmark::State& state) {
   size_t i = 0;

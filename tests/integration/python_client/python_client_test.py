@@ -106,7 +106,7 @@ class PythonClient(unittest.TestCase):
     def push(self, step, level, cluster, value):
         data = array.array("f", [value] * self.elements(level)).tobytes()
         header = self.pb.PushHeader(run_id="python", epoch=1, rank=0, step=step, block_count=1)
-        block = self.pb.GradientHeader(id=self.block(level, cluster), dtype=self.types.DTYPE_F32, total_bytes=len(data), crc32c=crc32c(data))
+        block = self.pb.GradientHeader(id=self.block(level, cluster), dtype=self.pb.GRADIENT_DTYPE_F32, total_bytes=len(data), crc32c=crc32c(data))
         chunks = [self.pb.PushChunk(push=header), self.pb.PushChunk(block=block, data=data[:100000])]
         chunks += [self.pb.PushChunk(data=data[i:i + 100000]) for i in range(100000, len(data), 100000)]
         return self.call("PushGradients", chunks, self.pb.PushAck, "stream_unary")

@@ -49,6 +49,8 @@ const std::map<std::string, std::set<std::string>> kPerCall = {
     {"BeginRun", {"alice", "bob", "trainer", "admin"}},
     {"PrepareStep", {"alice", "bob", "trainer", "admin"}},
     {"ApplyStep", {"alice", "bob", "trainer", "admin"}},
+    {"JoinRun", {"alice", "bob", "trainer", "admin"}},
+    {"AwaitStep", {"alice", "bob", "trainer", "admin"}},
     {"Checkpoint", {"alice", "bob", "trainer", "admin"}},
     {"Publish", {"admin"}},
 };
@@ -143,7 +145,7 @@ class AccessMatrix : public testing::Test {
     header.mutable_push()->set_rank(next_rank_++);
     header.mutable_push()->set_block_count(1);
     ToProto(id, block.mutable_block()->mutable_id());
-    block.mutable_block()->set_dtype(v1::DTYPE_F32);
+    block.mutable_block()->set_dtype(v1::GRADIENT_DTYPE_F32);
     block.mutable_block()->set_total_bytes(data.size());
     block.mutable_block()->set_crc32c(Crc32c(data.data(), data.size()));
     block.set_data(data);
@@ -220,6 +222,8 @@ TEST_F(AccessMatrix, EveryCallerEveryCallEveryBlock) {
     check_call("BeginRun", MayCall(caller, &Stub::BeginRun));
     check_call("PrepareStep", MayCall(caller, &Stub::PrepareStep));
     check_call("ApplyStep", MayCall(caller, &Stub::ApplyStep));
+    check_call("JoinRun", MayCall(caller, &Stub::JoinRun));
+    check_call("AwaitStep", MayCall(caller, &Stub::AwaitStep));
     check_call("Checkpoint", MayCall(caller, &Stub::Checkpoint));
     check_call("Publish", MayCall(caller, &Stub::Publish));
   }

@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "common/bank/block_init.h"
 #include "common/bank/block_layout.h"
+#include "common/bank/gradient_codec.h"
 #include "common/base/crc32c.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/channel.h"
@@ -100,6 +101,47 @@ class MemoryServiceTest : public ::testing::Test {
     return fetched.values[i][FfnLayer(spec_, fetched.blocks[i].id.level, 0).down];
   }
 };
+
+TEST_F(MemoryServiceTest, RanksMeetAndFollowTheOneThatCommits) {
+  ASSERT_OK(client_->BeginRun(SgdRun(2)));
+  ASSERT_OK(client_->JoinRun({0, 2, "a", "run", 1, "settings"}, kSecond).status());
+  const auto joined = client_->JoinRun({1, 2, "b"}, kSecond);
+  ASSERT_OK(joined.status());
+  EXPECT_EQ(joined->run_id, "run");
+  EXPECT_EQ(joined->epoch, 1u);
+  EXPECT_EQ(joined->description, "settings");
+  const double first[] = {0.1, 1}, second[] = {0.2, 2};
+  ASSERT_OK(client_->Push({"run", 1, 1}, 0, {}, first));
+  const absl::Status missing = client_->AwaitStep({"run", 1, 1}, kSecond).status();
+  EXPECT_EQ(missing.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(std::string(missing.message()), HasSubstr("ranks 1 (of 2)"));
+  ASSERT_OK(client_->Push({"run", 1, 1}, 1, {}, second));
+  ASSERT_OK(client_->PrepareStep({"run", 1, 1}, kSecond).status());
+  ASSERT_OK(client_->ApplyStep({"run", 1, 1}, {1.0f, 1.0f, 0.0f}));
+  const auto sums = client_->AwaitStep({"run", 1, 1}, kSecond);
+  ASSERT_OK(sums.status());
+  EXPECT_EQ(*sums, (std::vector<double>{0.1 + 0.2, 3}));
+}
+
+TEST_F(MemoryServiceTest, Int8GradientsAreAppliedAndThoseThatAreNotFiniteRefused) {
+  ASSERT_OK(client_->BeginRun(SgdRun()));
+  const BlockId id{1, 2};
+  const BlockShape shape = ShapeOf(spec_, 1);
+  std::vector<float> values(shape.elements(), -2.0f);
+  std::vector<uint8_t> bytes(GradientBytes(kI8Rows, shape));
+  EncodeInt8Rows(shape, absl::MakeSpan(values), absl::MakeSpan(bytes));
+  const BlockGradient push{id, kI8Rows, bytes};
+  ASSERT_OK(client_->Push({"run", 1, 1}, 0, {&push, 1}));
+  ASSERT_OK(client_->PrepareStep({"run", 1, 1}, kSecond).status());
+  ASSERT_OK(client_->ApplyStep({"run", 1, 1}, {1.0f, 1.0f, 0.0f}));
+  Fetched fetched = Want(spec_, {id});
+  ASSERT_OK(client_->Fetch(absl::MakeSpan(fetched.blocks), {}));
+  EXPECT_NEAR(Count(fetched, 0), 2.0f, 1e-6);
+  bytes[3] = 0x7f, bytes[2] = 0xc0;  // the first row's scale: NaN
+  const absl::Status refused = client_->Push({"run", 1, 2}, 0, {&push, 1});
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("gradient row 0 has the scale nan"));
+}
 
 TEST_F(MemoryServiceTest, UntouchedBlocksOfBothServersAreTheInitialValues) {
   Fetched fetched = Want(spec_, AllBlocks(spec_));
@@ -263,8 +305,9 @@ TEST_F(MemoryServiceTest, AWaitEndsAtItsDeadline) {
 TEST_F(MemoryServiceTest, PrepareNamesTheMissingRank) {
   ASSERT_OK(client_->BeginRun(SgdRun(2)));
   ASSERT_OK(client_->Push({"run", 1, 1}, 0, {}));
-  const auto sum = client_->PrepareStep({"run", 1, 1}, std::chrono::milliseconds(300));
+  const auto sum = client_->PrepareStep({"run", 1, 1}, kSecond);
   EXPECT_EQ(sum.status().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(std::string(sum.status().message()), HasSubstr("waits for pushes of ranks 1 (of 2)"));
 }
 
 TEST_F(MemoryServiceTest, CheckpointPublishAndRestore) {
@@ -398,7 +441,7 @@ class WireTest : public ::testing::Test {
     push.set_block_count(1);
     v1::GradientHeader& block = *chunks[1].mutable_block();
     ToProto(id, block.mutable_id());
-    block.set_dtype(v1::DTYPE_F32);
+    block.set_dtype(v1::GRADIENT_DTYPE_F32);
     block.set_total_bytes(bytes.size());
     block.set_crc32c(Crc32c(bytes.data(), bytes.size()));
     chunks[1].set_data(bytes.substr(0, 100));
@@ -517,7 +560,7 @@ TEST_F(WireTest, BrokenPushesAreRefusedAndLeaveNothing) {
   bad[1].mutable_block()->set_total_bytes(uint64_t{1} << 60);
   expect(bad, absl::StatusCode::kInvalidArgument, "2/3");
   bad = good;
-  bad[1].mutable_block()->set_dtype(v1::DTYPE_UNSPECIFIED);
+  bad[1].mutable_block()->set_dtype(v1::GRADIENT_DTYPE_UNSPECIFIED);
   expect(bad, absl::StatusCode::kInvalidArgument, "2/3");
   bad = good;
   bad[1].mutable_block()->mutable_id()->set_level(5);

@@ -128,7 +128,11 @@ class FakeMemory final : public MemoryClient {
 
   absl::Status Prefetch(absl::Span<const BlockId>) override { return Unimplemented("serving does not train"); }
   absl::Status BeginRun(const RunSettings&) override { return Unimplemented("serving does not train"); }
-  absl::Status Push(const StepId&, uint32_t, absl::Span<const BlockGradient>) override { return Unimplemented("serving does not train"); }
+  absl::Status Push(const StepId&, uint32_t, absl::Span<const BlockGradient>, absl::Span<const double>) override {
+    return Unimplemented("serving does not train");
+  }
+  absl::StatusOr<std::vector<double>> AwaitStep(const StepId&, std::chrono::milliseconds) override { return Unimplemented("serving does not train"); }
+  absl::StatusOr<JoinedRun> JoinRun(const RunMember&, std::chrono::milliseconds) override { return Unimplemented("serving does not train"); }
   absl::StatusOr<double> PrepareStep(const StepId&, std::chrono::milliseconds) override { return Unimplemented("serving does not train"); }
   absl::Status ApplyStep(const StepId&, const ApplyParameters&) override { return Unimplemented("serving does not train"); }
   absl::Status PrepareCheckpoint(const std::string&, uint64_t) override { return Unimplemented("serving does not train"); }
