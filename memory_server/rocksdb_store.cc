@@ -143,12 +143,10 @@ class Store : public BlockStore {
   }
 
   absl::Status Scan(std::string_view prefix, const Visitor& visit) override {
-    rocksdb::ReadOptions options;
-    options.verify_checksums = false;  // every record has its own, which can name the block
     std::unique_ptr<rocksdb::Iterator> it;
     {
       const absl::ReaderMutexLock lock(&replace_mu_);
-      it.reset(db_->NewIterator(options));
+      it.reset(db_->NewIterator(rocksdb::ReadOptions()));
     }
     for (it->Seek(ToSlice(prefix)); it->Valid() && it->key().starts_with(ToSlice(prefix)); it->Next())
       RETURN_IF_ERROR(visit({it->key().data(), it->key().size()}, ToBytes(it->value())));

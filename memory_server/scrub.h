@@ -18,7 +18,7 @@ namespace membank {
 
 struct ScrubResult {
   uint64_t records = 0, bytes = 0;
-  std::vector<absl::Status> damage;  // DATA_LOSS naming block and store, at most kMaxDamage; `damaged` counts all
+  std::vector<absl::Status> damage;  // DATA_LOSS naming store and file (or block), at most kMaxDamage; `damaged` counts all
   uint64_t damaged = 0;
   bool whole = true;                 // false: `pace` stopped it
 };
