@@ -181,7 +181,7 @@ std::vector<std::string> MemoryServiceSeeds() {
   header.mutable_push()->set_block_count(1);
   block.mutable_block()->mutable_id()->set_level(2);
   block.mutable_block()->mutable_id()->set_cluster(3);
-  block.mutable_block()->set_dtype(v1::DTYPE_BF16);
+  block.mutable_block()->set_dtype(v1::GRADIENT_DTYPE_BF16);
   block.mutable_block()->set_total_bytes(3 * 2 * 16 * 4 * 2);
   block.mutable_block()->set_crc32c(0xaa36918a);
   block.set_data(std::string(100, '\0'));
