@@ -172,6 +172,7 @@ absl::Status Trainer::Run() {
     if (last_step_ == step_) break;
   }
   RETURN_IF_ERROR(committer_->WaitApplied(server_step()));
+  traffic_ = client_.traffic();  // with the last push
   return LogApplied();
 }
 
