@@ -42,8 +42,8 @@ TEST(TrainOptions, EveryRangeIsChecked) {
   o.dtype = DType::kF16;
   ExpectInvalid(o, "--dtype is F16; allowed: bf16, fp32");
   o = Good();
-  o.staleness = 2;
-  ExpectInvalid(o, "--staleness is 2");
+  o.staleness = 17;
+  ExpectInvalid(o, "--staleness is 17");
   o = Good();
   o.keep_checkpoints = 0;
   ExpectInvalid(o, "--keep-checkpoints is 0");
