@@ -76,7 +76,7 @@ TEST_F(WorkerServiceTest, GenerateStreamsAndSaysWhatWasUsed) {
   });
   ASSERT_TRUE(answer.ok()) << answer.status();
   EXPECT_EQ(answer->finish_reason, "length");
-  EXPECT_EQ(answer->path, "2.1");
+  EXPECT_EQ(answer->path, "1.3");
   EXPECT_EQ(answer->bank_id, "tiny");
   EXPECT_EQ(answer->bank_version, "v1");
   EXPECT_EQ(answer->blocks, (std::vector<BlockId>{{1, 1}, {2, 7}}));
