@@ -104,7 +104,7 @@ absl::Status InitSlots(const BankCommand& command) {
   return absl::OkStatus();
 }
 
-// --- status, checkpoints, publish ----------------------------------------------------------------------------------------------------
+// --- status, publish -----------------------------------------------------------------------------------------------------------------
 
 absl::Status ShowStatus(const BankCommand& command) {
   ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, command.servers.Connect());
@@ -132,22 +132,6 @@ absl::Status ShowStatus(const BankCommand& command) {
   fmt::print("versions        {}\n", versions.empty() ? "none published" : versions);
   fmt::print("touched blocks  {}\n", status.touched_blocks);
   fmt::print("resident        {}\n", Megabytes(status.resident_bytes));
-  return absl::OkStatus();
-}
-
-absl::Status ShowCheckpoints(const BankCommand& command) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, command.servers.Connect());
-  ASSIGN_OR_RETURN(const std::vector<CheckpointInfo> checkpoints, client->ListCheckpoints());
-  if (command.json) {
-    nlohmann::json json = nlohmann::json::array();
-    for (const CheckpointInfo& checkpoint : checkpoints)
-      json.push_back({{"id", checkpoint.id}, {"step", checkpoint.step}, {"committed", checkpoint.committed}});
-    fmt::print("{}\n", json.dump());
-    return absl::OkStatus();
-  }
-  if (checkpoints.empty()) fmt::print("no checkpoints\n");
-  for (const CheckpointInfo& checkpoint : checkpoints)
-    fmt::print("{:>10}  {:<9}  {}\n", checkpoint.step, checkpoint.committed ? "committed" : "prepared", checkpoint.id);
   return absl::OkStatus();
 }
 
@@ -206,11 +190,10 @@ void AddBankCommand(CLI::App& app) {
   init->add_option("--output", command->output, "slot map file to write")->required();
 
   CLI::App* status = Add(bank, "status", "spec, servers, head step, versions, bytes", command, ShowStatus);
-  CLI::App* checkpoints = Add(bank, "checkpoints", "checkpoints that every server has", command, ShowCheckpoints);
   CLI::App* publish = Add(bank, "publish", "turn a committed checkpoint into an immutable version for serving", command, Publish);
   publish->add_option("--checkpoint", command->checkpoint, "id of a committed checkpoint, or latest")->capture_default_str();
   publish->add_option("--version", command->version, "name of the version")->required();
-  for (CLI::App* online : {status, checkpoints, publish}) {
+  for (CLI::App* online : {status, publish}) {
     command->servers.AddOptions(online);
     online->add_flag("--json", command->json, "for scripts");
   }

@@ -4,6 +4,7 @@
 
 #include "cli/bank.h"
 #include "cli/chat.h"
+#include "cli/checkpoint.h"
 #include "cli/command.h"
 #include "cli/corpus.h"
 #include "cli/doctor.h"
@@ -27,6 +28,7 @@ int Main(int argc, char** argv) {
   app.require_subcommand(1);
   AddCorpusCommand(app);
   AddTreeCommand(app);
+  AddCheckpointCommand(app);
   AddBankCommand(app);
   AddTrainCommand(app);
   AddGenerateCommand(app);

@@ -110,7 +110,7 @@ void AddRunning(CLI::App* app, TrainCommand* command) {
   app->add_option("--rank-timeout", o.rank_timeout_seconds, "seconds that a rank waits for another one before it gives up, naming it")
       ->capture_default_str();
   app->add_option("--checkpoint-every", o.checkpoint_every, "steps; 0 = only at the start and the end")->capture_default_str();
-  app->add_option("--keep-checkpoints", o.keep_checkpoints, "older ones are deleted, here and at the servers (which keep at most their own --keep-checkpoints)")->capture_default_str();
+  app->add_option("--keep-checkpoints", o.keep_checkpoints, "older ones are deleted, here and on every server, whatever the servers' own setting")->capture_default_str();
   app->add_option("--log-every", o.log_every, "steps between lines of log.jsonl")->capture_default_str();
   app->add_option("--threads", o.threads, "compute threads, 0 = one per core")->capture_default_str();
   app->add_option("--cache-bytes", o.cache_bytes, "blocks kept on this worker")->transform(CLI::AsSizeValue(false))->capture_default_str();

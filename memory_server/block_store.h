@@ -37,6 +37,10 @@ class BlockStore {
   // `visit` borrows the value from the engine, so that the only copy is the one the caller makes.
   virtual absl::Status Get(std::string_view key, const std::function<void(absl::Span<const uint8_t>)>& visit) = 0;
   virtual absl::Status Scan(std::string_view prefix, const Visitor& visit) = 0;  // ascending keys
+  // The first key that is not below `key`, if there is one. As Get, `visit` borrows the value.
+  virtual absl::Status Seek(std::string_view key, const Visitor& visit) = 0;
+  // Reads everything that lies on disk against the engine's own checksums; DATA_LOSS names the file.
+  virtual absl::Status Verify() = 0;
   virtual absl::Status Flush() = 0;
   // A durable, self-contained image of the store in `directory` (which must not exist), by hard links where the engine can. The image is
   // never modified by later writes; Open of the same engine reads it.

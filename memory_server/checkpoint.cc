@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "common/base/crc32c.h"
 #include "common/base/fail_point.h"
 #include "common/base/file.h"
 #include "common/base/json.h"
@@ -21,7 +22,7 @@ using Json = nlohmann::json;
 
 constexpr char kManifest[] = "/manifest.json", kCommitted[] = "/committed.json";
 constexpr char kWeights[] = "/weights", kState[] = "/state";
-constexpr std::string_view kBuilding = ".new-", kTrash = ".trash-";
+constexpr std::string_view kBuilding = ".new-", kTrash = ".trash-", kScratch = ".import-";
 
 absl::Status CheckName(std::string_view what, const std::string& name) {
   const bool allowed = std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) || c == '.' || c == '_' || c == '-'; });
@@ -121,6 +122,16 @@ std::vector<std::string> SubdirectoryNames(const std::string& directory) {
 
 }  // namespace
 
+std::string EncodeMarks(const CutMarks& marks) {
+  return Json{{"step", marks.step}, {"run_id", marks.run_id}, {"run_epoch", marks.run_epoch}}.dump();
+}
+
+void CutDigest::Add(BlockId id, uint64_t version, uint32_t payload_crc32c) {
+  const uint32_t words[] = {id.level, id.cluster, static_cast<uint32_t>(version), static_cast<uint32_t>(version >> 32), payload_crc32c};
+  crc32c = ExtendCrc32c(crc32c, words, sizeof(words));
+  ++blocks;
+}
+
 CheckpointStore::CheckpointStore(const std::string& data_directory, const std::string& spec_hash, OpenBlockStore open_store,
                                  uint32_t keep_checkpoints)
     : checkpoints_(data_directory + "/checkpoints"), versions_directory_(data_directory + "/versions"), head_(data_directory + "/head"),
@@ -208,6 +219,21 @@ absl::StatusOr<HeadStores> CheckpointStore::OpenCut(const Cut& cut) const {
   return stores;
 }
 
+absl::StatusOr<HeadStores> CheckpointStore::OpenScratch(const std::string& id) {
+  RETURN_IF_ERROR(CheckName("checkpoint id", id));
+  RETURN_IF_ERROR(RemoveScratch(id));
+  const std::string directory = fmt::format("{}/{}{}", checkpoints_, kScratch, id);
+  HeadStores stores;
+  ASSIGN_OR_RETURN(stores.weights, open_store_(directory + kWeights, StoreAccess::kReadWrite));
+  ASSIGN_OR_RETURN(stores.state, open_store_(directory + kState, StoreAccess::kReadWrite));
+  return stores;
+}
+
+absl::Status CheckpointStore::RemoveScratch(const std::string& id) {
+  const std::string directory = fmt::format("{}/{}{}", checkpoints_, kScratch, id);
+  return fs::exists(directory) ? Remove(directory) : absl::OkStatus();
+}
+
 absl::Status CheckpointStore::Prepare(const std::string& id, const CutMarks& marks, const CutDigest& digest, const HeadStores& head) {
   RETURN_IF_ERROR(CheckName("checkpoint id", id));
   const std::string directory = checkpoints_ + "/" + id, building = fmt::format("{}/{}{}", checkpoints_, kBuilding, id);
@@ -234,7 +260,7 @@ absl::Status CheckpointStore::Prepare(const std::string& id, const CutMarks& mar
   return absl::OkStatus();
 }
 
-absl::Status CheckpointStore::Commit(const std::string& id) {
+absl::Status CheckpointStore::Commit(const std::string& id, uint32_t keep) {
   ASSIGN_OR_RETURN(Cut cut, Find(id));
   cut.committed = NextSequence();
   MEMBANK_FAIL_POINT("checkpoint.commit.begun");
@@ -244,7 +270,7 @@ absl::Status CheckpointStore::Commit(const std::string& id) {
     absl::MutexLock lock(&mu_);
     cuts_[id] = cut;
   }
-  CollectGarbage(cut);
+  CollectGarbage(cut, keep > 0 ? keep : keep_checkpoints_);
   MEMBANK_FAIL_POINT("checkpoint.commit.collected");
   return absl::OkStatus();
 }
@@ -358,7 +384,7 @@ absl::Status CheckpointStore::Remove(const std::string& directory) {
   return error ? absl::ErrnoToStatus(error.value(), "remove " + trash) : absl::OkStatus();
 }
 
-void CheckpointStore::CollectGarbage(const Cut& newest) {
+void CheckpointStore::CollectGarbage(const Cut& newest, uint32_t keep) {
   std::vector<Cut> committed;
   std::vector<std::string> garbage;
   for (const Cut& cut : List()) {
@@ -366,7 +392,7 @@ void CheckpointStore::CollectGarbage(const Cut& newest) {
     else if (cut.prepared < newest.prepared) garbage.push_back(cut.id);
   }
   std::sort(committed.begin(), committed.end(), [](const Cut& a, const Cut& b) { return a.committed > b.committed; });
-  for (size_t i = keep_checkpoints_; i < committed.size(); ++i) garbage.push_back(committed[i].id);
+  for (size_t i = keep; i < committed.size(); ++i) garbage.push_back(committed[i].id);
   for (const std::string& id : garbage) {
     MEMBANK_FAIL_POINT("checkpoint.collect.next");
     const absl::Status removed = Delete(id);

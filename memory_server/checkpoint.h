@@ -20,6 +20,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "common/bank/block.h"
 #include "common/bank/training.h"
 #include "memory_server/block_store.h"
 
@@ -34,10 +35,14 @@ struct CutMarks {
   bool operator==(const CutMarks&) const = default;
 };
 
+std::string EncodeMarks(const CutMarks& marks);  // as they lie in a state store
+
 // A cut's contents in two numbers: a missing, doubled or older block changes them.
 struct CutDigest {
   uint64_t blocks = 0;
   uint32_t crc32c = 0;  // over (level, cluster, version, payload crc) of all blocks, ascending
+
+  void Add(BlockId id, uint64_t version, uint32_t payload_crc32c);  // ascending
 
   bool operator==(const CutDigest&) const = default;
 };
@@ -72,11 +77,15 @@ class CheckpointStore {
   // New live stores, holding the contents of `cut`, or nothing. Their directory goes when the last holder lets go. Any thread.
   absl::StatusOr<std::shared_ptr<HeadStores>> OpenHead(const std::optional<Cut>& cut) const;
   absl::StatusOr<HeadStores> OpenCut(const Cut& cut) const;  // read-only
+  // Empty stores to be filled and then given to Prepare; gone with the next start or RemoveScratch.
+  absl::StatusOr<HeadStores> OpenScratch(const std::string& id);
+  absl::Status RemoveScratch(const std::string& id);
 
   // Cuts the (written, not yet flushed) head stores.
   absl::Status Prepare(const std::string& id, const CutMarks& marks, const CutDigest& digest, const HeadStores& head);
   // Gives the cut the highest sequence, then removes prepared cuts older than it and committed ones beyond `keep_checkpoints`.
-  absl::Status Commit(const std::string& id);
+  // keep: instead of keep_checkpoints, when above 0.
+  absl::Status Commit(const std::string& id, uint32_t keep = 0);
   absl::Status Delete(const std::string& id);  // prepared or committed
   absl::Status Publish(const std::string& id, const std::string& version);
 
@@ -92,7 +101,7 @@ class CheckpointStore {
   absl::Status LoadVersions() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status LoadVersion(const std::string& directory, Version* version) const;
   absl::Status Remove(const std::string& directory);
-  void CollectGarbage(const Cut& newest) ABSL_LOCKS_EXCLUDED(mu_);
+  void CollectGarbage(const Cut& newest, uint32_t keep) ABSL_LOCKS_EXCLUDED(mu_);
   uint64_t NextSequence() const ABSL_LOCKS_EXCLUDED(mu_);
 
   const std::string checkpoints_, versions_directory_, head_;

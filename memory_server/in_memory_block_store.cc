@@ -90,6 +90,18 @@ absl::Status InMemoryBlockStore::Scan(std::string_view prefix, const Visitor& vi
   return absl::OkStatus();
 }
 
+absl::Status InMemoryBlockStore::Seek(std::string_view key, const Visitor& visit) {
+  absl::ReaderMutexLock lock(&mu_);
+  const auto it = values_.lower_bound(key);
+  return it == values_.end() ? absl::OkStatus() : visit(it->first, Bytes(it->second));
+}
+
+absl::Status InMemoryBlockStore::Verify() {
+  if (!std::filesystem::exists(directory_ + kFile)) return absl::OkStatus();
+  InMemoryBlockStore on_disk(directory_, /*writable=*/false);
+  return on_disk.Load();
+}
+
 absl::Status InMemoryBlockStore::Flush() {
   RETURN_IF_ERROR(CheckWritable());
   absl::ReaderMutexLock lock(&mu_);

@@ -19,6 +19,8 @@ class InMemoryBlockStore : public BlockStore {
   absl::Status Apply(absl::Span<const Write> batch) override ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Get(std::string_view key, const std::function<void(absl::Span<const uint8_t>)>& visit) override ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Scan(std::string_view prefix, const Visitor& visit) override ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Seek(std::string_view key, const Visitor& visit) override ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Verify() override ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Flush() override ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Cut(const std::string& directory) override ABSL_LOCKS_EXCLUDED(mu_);
 

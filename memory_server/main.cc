@@ -59,6 +59,7 @@ absl::Status Run(const MemoryServerOptions& options) {
   shard_options.push_budget_bytes = options.push_budget_bytes;
   shard_options.min_free_bytes = options.free_space_watermark_bytes;
   shard_options.keep_checkpoints = options.keep_checkpoints;
+  shard_options.durability = options.durability == "step" ? Durability::kStep : Durability::kCheckpoint;
   shard_options.optimizer_threads = options.threads;
   shard_options.access.administrators = {options.administrators.begin(), options.administrators.end()};
   shard_options.access.trainers = {options.trainers.begin(), options.trainers.end()};

@@ -13,6 +13,8 @@
 namespace membank {
 namespace {
 
+constexpr uint64_t kCheckpointPieceBytes = 1 << 20;
+
 StepId FromProto(const v1::StepId& step) { return {step.run_id(), step.epoch(), step.step()}; }
 
 absl::StatusOr<RunSettings> FromProto(const v1::BeginRunRequest& request) {
@@ -102,6 +104,7 @@ grpc::ServerUnaryReactor* MemoryService::GetManifest(grpc::CallbackServerContext
   reply->set_touched_blocks(status.touched_blocks);
   reply->set_resident_bytes(status.resident_bytes);
   reply->set_software(VersionString());
+  reply->set_durable_steps(status.durable_steps);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(grpc::Status::OK);
   timer.Done(absl::OkStatus());
@@ -197,13 +200,15 @@ grpc::ServerUnaryReactor* MemoryService::ApplyStep(grpc::CallbackServerContext* 
 absl::Status MemoryService::RunCheckpoint(const v1::CheckpointRequest& request) {
   switch (request.action()) {
     case v1::CHECKPOINT_ACTION_PREPARE: return shard_->PrepareCheckpoint(request.id(), request.step());
-    case v1::CHECKPOINT_ACTION_COMMIT: return shard_->CommitCheckpoint(request.id());
+    case v1::CHECKPOINT_ACTION_COMMIT: return shard_->CommitCheckpoint(request.id(), request.keep());
     case v1::CHECKPOINT_ACTION_ABORT: return shard_->AbortCheckpoint(request.id());
     case v1::CHECKPOINT_ACTION_DELETE: return shard_->DeleteCheckpoint(request.id());
     case v1::CHECKPOINT_ACTION_RESTORE: return shard_->RestoreCheckpoint(request.id());
     case v1::CHECKPOINT_ACTION_LIST: return absl::OkStatus();
+    case v1::CHECKPOINT_ACTION_REWIND: return shard_->Rewind(request.step());
     default:
-      return InvalidArgument("checkpoint action {} is unknown; allowed: PREPARE (1), COMMIT (2), ABORT (3), DELETE (4), RESTORE (5), LIST (6)",
+      return InvalidArgument("checkpoint action {} is unknown; allowed: PREPARE (1), COMMIT (2), ABORT (3), DELETE (4), RESTORE (5), LIST (6), REWIND (7), "
+                             "VERIFY (8)",
                              static_cast<int>(request.action()));
   }
 }
@@ -211,7 +216,12 @@ absl::Status MemoryService::RunCheckpoint(const v1::CheckpointRequest& request) 
 grpc::ServerUnaryReactor* MemoryService::Checkpoint(grpc::CallbackServerContext* context, const v1::CheckpointRequest* request,
                                                     v1::CheckpointReply* reply) {
   return OnOwnThread("Checkpoint", context, [this, request, reply]() -> absl::Status {
-    RETURN_IF_ERROR(RunCheckpoint(*request));
+    if (request->action() == v1::CHECKPOINT_ACTION_VERIFY) {
+      ASSIGN_OR_RETURN(const std::vector<std::string> damage, shard_->VerifyCheckpoint(request->id()));
+      reply->mutable_damage()->Assign(damage.begin(), damage.end());
+    } else {
+      RETURN_IF_ERROR(RunCheckpoint(*request));
+    }
     for (const CheckpointInfo& info : shard_->ListCheckpoints()) {
       v1::CheckpointInfo* out = reply->add_checkpoints();
       out->set_id(info.id);
@@ -220,6 +230,33 @@ grpc::ServerUnaryReactor* MemoryService::Checkpoint(grpc::CallbackServerContext*
     }
     SetHeadStep(shard_->Status().head_step);
     return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* MemoryService::ReadCheckpoint(grpc::CallbackServerContext* context, const v1::ReadCheckpointRequest* request,
+                                                        v1::ReadCheckpointReply* reply) {
+  return OnOwnThread("ReadCheckpoint", context, [this, request, reply] {
+    return shard_->ReadCheckpoint(request->id(), {FromProto(request->block()), request->offset()}, kCheckpointPieceBytes,
+                                  [reply](const CutReader::Piece& piece, const CutMarks& marks) {
+                                    reply->set_data(piece.bytes.data(), piece.bytes.size());
+                                    ToProto(piece.next.block, reply->mutable_next_block());
+                                    reply->set_next_offset(piece.next.offset);
+                                    reply->mutable_marks()->set_step(marks.step);
+                                    reply->mutable_marks()->set_run_id(marks.run_id);
+                                    reply->mutable_marks()->set_run_epoch(marks.run_epoch);
+                                  });
+  });
+}
+
+grpc::ServerUnaryReactor* MemoryService::WriteCheckpoint(grpc::CallbackServerContext* context, const v1::WriteCheckpointRequest* request,
+                                                         v1::WriteCheckpointReply*) {
+  return OnOwnThread("WriteCheckpoint", context, [this, request]() -> absl::Status {
+    if (request->spec_hash() != shard_->spec_hash())
+      return FailedPrecondition("the checkpoint belongs to a bank with spec hash {}, this bank's is {}", request->spec_hash(), shard_->spec_hash());
+    const v1::CheckpointMarks& marks = request->marks();
+    if (request->finish()) return shard_->FinishWriteCheckpoint(request->id(), {marks.step(), marks.run_id(), marks.run_epoch()});
+    const std::string& data = request->data();
+    return shard_->WriteCheckpoint(request->id(), request->offset(), {reinterpret_cast<const uint8_t*>(data.data()), data.size()});
   });
 }
 

@@ -16,7 +16,8 @@ using MemoryServiceBase = v1::MemoryService::WithCallbackMethod_GetManifest<v1::
             v1::MemoryService::WithCallbackMethod_JoinRun<v1::MemoryService::WithCallbackMethod_AwaitStep<
                 v1::MemoryService::WithCallbackMethod_Checkpoint<v1::MemoryService::WithCallbackMethod_Publish<
                     v1::MemoryService::WithCallbackMethod_Prefetch<v1::MemoryService::WithCallbackMethod_GetAccess<
-                        v1::MemoryService::WithCallbackMethod_SetAccess<v1::MemoryService::Service>>>>>>>>>>>>>;
+                        v1::MemoryService::WithCallbackMethod_SetAccess<v1::MemoryService::WithCallbackMethod_ReadCheckpoint<
+                            v1::MemoryService::WithCallbackMethod_WriteCheckpoint<v1::MemoryService::Service>>>>>>>>>>>>>>>;
 
 class MemoryService final : public MemoryServiceBase {
  public:
@@ -40,6 +41,10 @@ class MemoryService final : public MemoryServiceBase {
                                       v1::ApplyStepReply* reply) override;
   grpc::ServerUnaryReactor* Checkpoint(grpc::CallbackServerContext* context, const v1::CheckpointRequest* request,
                                        v1::CheckpointReply* reply) override;
+  grpc::ServerUnaryReactor* ReadCheckpoint(grpc::CallbackServerContext* context, const v1::ReadCheckpointRequest* request,
+                                           v1::ReadCheckpointReply* reply) override;
+  grpc::ServerUnaryReactor* WriteCheckpoint(grpc::CallbackServerContext* context, const v1::WriteCheckpointRequest* request,
+                                            v1::WriteCheckpointReply* reply) override;
   grpc::ServerUnaryReactor* Publish(grpc::CallbackServerContext* context, const v1::PublishRequest* request,
                                     v1::PublishReply* reply) override;
   grpc::ServerUnaryReactor* GetAccess(grpc::CallbackServerContext* context, const v1::GetAccessRequest* request,

@@ -23,8 +23,12 @@ void BindOptions(CLI::App& app, MemoryServerOptions* o) {
                  "Bytes per second of checkpoints and versions that are read in the background to find damage; 0: none");
   app.add_option("--scrub-interval-s", o->scrub_interval_s, "Seconds from the beginning of one scrub to the next")
       ->check(CLI::Range(uint64_t{1}, uint64_t{31536000}));
-  app.add_option("--keep-checkpoints", o->keep_checkpoints, "Committed checkpoints to keep; older ones are removed at commit")
+  app.add_option("--keep-checkpoints", o->keep_checkpoints, "Committed checkpoints to keep where the trainer does not say; older ones are removed at commit")
       ->check(CLI::Range(1, 1000));
+  app.add_option("--durability", o->durability,
+                 "checkpoint: a crash goes back to the last committed checkpoint; step: every step is on disk before it is acknowledged, at the "
+                 "cost of writing its gradients")
+      ->check(CLI::IsMember({"checkpoint", "step"}));
   app.add_option("--threads", o->threads, "Threads for the optimizer and for reading blocks; 0: one per core")->check(CLI::Range(0, 1024));
   app.add_option("--max-waiting-calls", o->max_waiting_calls, "Calls that may wait for a step or work on one at once; more are refused")
       ->check(CLI::Range(1, 4096));

@@ -29,6 +29,7 @@ struct MemoryServerOptions {
   uint64_t scrub_bytes_per_second = 16ull << 20;
   uint64_t scrub_interval_s = 86400;
   uint32_t keep_checkpoints = 2;
+  std::string durability = "checkpoint";
   int threads = 0;
   int max_waiting_calls = 256;
   std::vector<std::string> administrators, trainers;

@@ -153,6 +153,22 @@ class Store : public BlockStore {
     return ToStatus("scan", it->status());
   }
 
+  absl::Status Seek(std::string_view key, const Visitor& visit) override {
+    std::unique_ptr<rocksdb::Iterator> it;
+    {
+      const absl::ReaderMutexLock lock(&replace_mu_);
+      it.reset(db_->NewIterator(rocksdb::ReadOptions()));
+    }
+    it->Seek(ToSlice(key));
+    if (it->Valid()) return visit({it->key().data(), it->key().size()}, ToBytes(it->value()));
+    return ToStatus("seek", it->status());
+  }
+
+  absl::Status Verify() override {
+    const absl::ReaderMutexLock lock(&replace_mu_);
+    return ToStatus("verify", db_->VerifyChecksum(rocksdb::ReadOptions()));
+  }
+
   absl::Status Flush() override { return ToStatus("flush", db_->Flush(rocksdb::FlushOptions())); }
 
   absl::Status Cut(const std::string& directory) override {

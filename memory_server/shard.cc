@@ -104,6 +104,7 @@ absl::StatusOr<std::unique_ptr<Shard>> Shard::Open(const BankSpec& spec, const S
   }
   ASSIGN_OR_RETURN(BlockTable::LiveStores stores, shard->checkpoints_->OpenHead(cut));
   shard->InstallHead(std::move(head), std::move(stores));
+  RETURN_IF_ERROR(shard->OpenLog(cut));
   return shard;
 }
 
@@ -129,6 +130,7 @@ ShardStatus Shard::Status() const {
   status.touched_blocks = status.table.blocks;
   status.resident_bytes += status.table.resident_bytes + generated_.bytes() + version_payloads_.bytes() + buffers_->idle_bytes();
   status.versions = checkpoints_->ListVersions();
+  status.durable_steps = options_.durability == Durability::kStep;
   return status;
 }
 

@@ -3,8 +3,9 @@
 // A shard is created from a spec and a slot map without an initialisation pass: untouched blocks cost nothing and are generated when read
 // (common/bank/block_init.h). Touched blocks live in a BlockTable (block_table.h): an immutable payload that is replaced as a whole by
 // every step, beside fp32 optimizer state; in RAM, and on disk beyond the memory budget. On disk: <data>/bank.json (the spec), server.json,
-// runs.json, head/, checkpoints/<id>/, versions/<name>/.
-// Durability class "checkpoint": a crash goes back to the last committed checkpoint (design/promises.md P1-P5).
+// runs.json, head/, checkpoints/<id>/, versions/<name>/, steps/.
+// A crash goes back to the last committed checkpoint, or with Durability::kStep to the last acknowledged step (design/promises.md P1-P5;
+// step_log.h; shard_step_log.cc has what the shard does with it).
 //
 // Any thread may call anything; the owner destroys it after the last call returned. Reads never wait for a step or a checkpoint.
 // Lock order: train_mu_ (long: one step, checkpoint or restore at a time) -> run_mu_ (short: run, pushes, head) -> the table's (short:
@@ -35,13 +36,20 @@
 #include "memory_server/block_table.h"
 #include "memory_server/buffer_pool.h"
 #include "memory_server/checkpoint.h"
+#include "memory_server/checkpoint_stream.h"
 #include "memory_server/directory_lock.h"
 #include "memory_server/gradients.h"
 #include "memory_server/payload_cache.h"
+#include "memory_server/step_log.h"
 
 namespace membank {
 
 inline constexpr char kSlotMapEpochPayload[] = "membank/slot-map-epoch";
+
+enum class Durability : uint8_t {
+  kCheckpoint,  // a crash goes back to the last committed checkpoint
+  kStep,        // every step is on disk before it is acknowledged
+};
 
 struct ShardOptions {
   std::string data_directory;
@@ -55,6 +63,7 @@ struct ShardOptions {
   uint32_t keep_checkpoints = 2;                    // committed ones; older ones are removed at commit
   int optimizer_threads = 0;                        // 0: one per core
   AccessOptions access;                             // who may train and administer
+  Durability durability = Durability::kCheckpoint;
 };
 
 struct BlockRead {
@@ -79,6 +88,7 @@ struct ShardStatus {
   uint64_t resident_bytes = 0;      // payloads, optimizer state and caches
   BlockTable::Stats table;          // of the touched blocks
   std::vector<std::string> versions;
+  bool durable_steps = false;       // Durability::kStep
 };
 
 class Shard;
@@ -180,13 +190,26 @@ class Shard {
   // A durable cut of the head, which must be at `step`. May be repeated. A cut with this id from a history that was given up is replaced;
   // ALREADY_EXISTS when it is the last committed one.
   absl::Status PrepareCheckpoint(const std::string& id, uint64_t step) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_);
-  absl::Status CommitCheckpoint(const std::string& id);   // OK when it is committed already; NOT_FOUND lists those there are
+  // OK when it is committed already; NOT_FOUND lists those there are. keep: committed ones to keep; 0 = options.keep_checkpoints.
+  absl::Status CommitCheckpoint(const std::string& id, uint32_t keep = 0);
   absl::Status AbortCheckpoint(const std::string& id);    // OK when it is not there; FAILED_PRECONDITION when it is committed
   absl::Status DeleteCheckpoint(const std::string& id);   // OK when it is not there; FAILED_PRECONDITION for the last committed one
   // Makes a prepared or committed cut the head; afterwards it is the last committed one, and training goes on with a new epoch.
   // On error the head is as before. DATA_LOSS names block and file.
   absl::Status RestoreCheckpoint(const std::string& id) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_);
+  // Durability::kStep: gives up the steps after `step`, which lies between the last committed checkpoint and the head; a new epoch goes on
+  // from there. After a crash, servers that acknowledged a step which others did not meet this way. OUT_OF_RANGE names what there is.
+  absl::Status Rewind(uint64_t step) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_);
   std::vector<CheckpointInfo> ListCheckpoints() const;    // oldest first
+  // Reads every byte of a cut against its checksums and its manifest; what is damaged, each with block and directory. Beside training.
+  absl::StatusOr<std::vector<std::string>> VerifyCheckpoint(const std::string& id) const;
+
+  // A cut as a stream of frames (common/bank/block_frame.h), to be kept elsewhere, and back as a prepared cut of this shard, whose slots may
+  // differ. One reader and one writer at a time; another id begins anew. See checkpoint_stream.h for positions and offsets.
+  absl::Status ReadCheckpoint(const std::string& id, const CutReader::Position& position, uint64_t max_bytes,
+                              const std::function<void(const CutReader::Piece&, const CutMarks&)>& visit) ABSL_LOCKS_EXCLUDED(transfer_mu_);
+  absl::Status WriteCheckpoint(const std::string& id, uint64_t offset, absl::Span<const uint8_t> bytes) ABSL_LOCKS_EXCLUDED(transfer_mu_);
+  absl::Status FinishWriteCheckpoint(const std::string& id, const CutMarks& marks) ABSL_LOCKS_EXCLUDED(transfer_mu_, train_mu_);
   // The weights of a committed checkpoint as an immutable version. The same again is OK; another checkpoint's is ALREADY_EXISTS.
   absl::Status Publish(const std::string& checkpoint_id, const std::string& version);
   std::vector<std::string> ListVersions() const;
@@ -211,11 +234,24 @@ class Shard {
   std::string MissingRanks(uint64_t step) const ABSL_SHARED_LOCKS_REQUIRED(run_mu_);
   std::string WhyHeadWaits() const ABSL_SHARED_LOCKS_REQUIRED(run_mu_);
   std::string WhyNotJoined(const RunMember& member) const ABSL_SHARED_LOCKS_REQUIRED(run_mu_);
+  absl::Status UpdateBlocks(const RankGradients& sum, const RunSettings& run, uint64_t step, const ApplyParameters& parameters)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
   absl::Status CheckSpillSpace(const PendingStep& pending, const RunSettings& run) const;
   double SumRanks(PendingStep* pending) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
   absl::Status UpdateBlock(BlockId id, const Gradient& gradient, const RunSettings& run, uint64_t step, const ApplyParameters& parameters);
   absl::Status LoadRuns() ABSL_LOCKS_EXCLUDED(run_mu_);
   absl::StatusOr<Head> LoadCut(const Cut& cut) const;
+  // The step log (shard_step_log.cc); all nothing with Durability::kCheckpoint.
+  absl::Status LogGradients(const RunSettings& run, uint64_t step, PendingStep* pending) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
+  absl::Status LogApply(const RunSettings& run, uint64_t step, const ApplyParameters& parameters, PendingStep* pending)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
+  absl::Status LogCut(const std::string& id, const CutMarks& marks) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
+  absl::Status LogCommit(const Cut& cut) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
+  absl::Status LogRestore(const Cut& cut) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
+  absl::Status OpenLog(const std::optional<Cut>& cut) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
+  absl::Status ReplayLog(const std::optional<Cut>& cut, uint64_t last_step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_)
+      ABSL_LOCKS_EXCLUDED(run_mu_);
+  absl::Status ApplyLogged(LoggedStep logged) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
   void InstallHead(Head head, BlockTable::LiveStores stores) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
 
   const BankSpec spec_;
@@ -234,6 +270,13 @@ class Shard {
 
   // One step, checkpoint or restore at a time.
   mutable absl::Mutex train_mu_ ABSL_ACQUIRED_BEFORE(run_mu_);
+
+  std::unique_ptr<StepLog> step_log_ ABSL_GUARDED_BY(train_mu_);
+
+  // Checkpoints going out and coming in; never held with another lock but train_mu_, which comes after it.
+  absl::Mutex transfer_mu_ ABSL_ACQUIRED_BEFORE(train_mu_);
+  std::unique_ptr<CutReader> reader_ ABSL_GUARDED_BY(transfer_mu_);
+  std::unique_ptr<CutWriter> writer_ ABSL_GUARDED_BY(transfer_mu_);
 
   // Run, pushes and head.
   mutable absl::Mutex run_mu_;

@@ -3,29 +3,16 @@
 #include <deque>
 #include <utility>
 
-#include "common/base/crc32c.h"
 #include "common/base/fail_point.h"
 #include "common/base/status_macros.h"
 #include "memory_server/block_record.h"
 #include "memory_server/shard.h"
 #include "memory_server/shard_state.h"
-#include "nlohmann/json.hpp"
 
 namespace membank {
 namespace {
 
-std::string EncodeMarks(const CutMarks& marks) {
-  return nlohmann::json{{"step", marks.step}, {"run_id", marks.run_id}, {"run_epoch", marks.run_epoch}}.dump();
-}
-
 absl::Span<const uint8_t> Bytes(const std::string& text) { return {reinterpret_cast<const uint8_t*>(text.data()), text.size()}; }
-
-// Folds blocks, in ascending order, into a cut's digest.
-void AddToDigest(BlockId id, uint64_t version, uint32_t crc, CutDigest* digest) {
-  const uint32_t words[] = {id.level, id.cluster, static_cast<uint32_t>(version), static_cast<uint32_t>(version >> 32), crc};
-  digest->crc32c = ExtendCrc32c(digest->crc32c, words, sizeof(words));
-  ++digest->blocks;
-}
 
 }  // namespace
 
@@ -52,6 +39,7 @@ absl::Status Shard::PrepareCheckpoint(const std::string& id, uint64_t step) {
                            existing->marks.run_id, existing->marks.run_epoch);
     RETURN_IF_ERROR(checkpoints_->Delete(id));  // of a history that was given up
   }
+  RETURN_IF_ERROR(LogCut(id, marks));
   const absl::StatusOr<std::unique_ptr<BlockTable::Cut>> snapshot = table_->BeginCut();
   if (!snapshot.ok()) return Annotate(snapshot.status(), fmt::format("checkpoint {}", id));
   BlockTable::Cut& blocks = **snapshot;
@@ -65,10 +53,12 @@ absl::Status Shard::PrepareCheckpoint(const std::string& id, uint64_t step) {
   return status.ok() ? status : Annotate(status, fmt::format("checkpoint {}", id));
 }
 
-absl::Status Shard::CommitCheckpoint(const std::string& id) {
+absl::Status Shard::CommitCheckpoint(const std::string& id, uint32_t keep) {
   absl::MutexLock train(&train_mu_);
   ASSIGN_OR_RETURN(const Cut cut, checkpoints_->Find(id));
-  return cut.committed > 0 ? absl::OkStatus() : checkpoints_->Commit(id);
+  if (cut.committed > 0) return absl::OkStatus();
+  RETURN_IF_ERROR(checkpoints_->Commit(id, keep));
+  return LogCommit(cut);
 }
 
 absl::Status Shard::AbortCheckpoint(const std::string& id) {
@@ -100,6 +90,7 @@ absl::Status Shard::RestoreCheckpoint(const std::string& id) {
   const std::optional<Cut> last = checkpoints_->LastCommitted();
   if (!last.has_value() || last->id != id) RETURN_IF_ERROR(checkpoints_->Commit(id));
   MEMBANK_FAIL_POINT("restore.opened");
+  RETURN_IF_ERROR(LogRestore(cut));
   InstallHead(std::move(head), std::move(stores));
   return absl::OkStatus();
 }
@@ -118,7 +109,7 @@ absl::StatusOr<Shard::Head> Shard::LoadCut(const Cut& cut) const {
     RETURN_IF_ERROR(CheckBlock(id));
     const absl::StatusOr<WeightsRecord> record = DecodeWeights(value, spec_.BlockBytes(id.level));
     if (!record.ok()) return Annotate(record.status(), fmt::format("payload of block {}", ToString(id)));
-    AddToDigest(id, record->version, record->crc32c, &digest);
+    digest.Add(id, record->version, record->crc32c);
     BlockTable::Loaded& block = head.blocks[id];
     block = {record->version, record->crc32c, record->payload.size()};
     if (keep) block.payload = CopyPayload(record->payload, buffers_.get());

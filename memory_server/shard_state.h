@@ -22,6 +22,9 @@ struct Shard::PendingStep {
   uint64_t bytes = 0;             // counted in pushed_bytes_
 
   RankGradients sum;              // of all ranks, once prepared; F32 where several ranks contributed
+  std::optional<double> squares;  // of `sum`, once all ranks went into it
+  uint64_t log_segment = 0;       // where the step log has `sum`; 0 = nowhere
+  bool logged = false;            // and the word to apply it
   std::optional<double> sum_of_squares;
   std::optional<ApplyParameters> applying;  // half applied with these: only the same finish it
 };

@@ -286,6 +286,7 @@ absl::StatusOr<double> Shard::PrepareStep(const StepId& step, absl::Time deadlin
   RETURN_IF_ERROR(WaitForRanks(step, deadline));
   absl::MutexLock train(&train_mu_);
   PendingStep* pending = nullptr;  // stays: only holders of train_mu_ drop or apply steps
+  RunSettings run;
   {
     absl::MutexLock lock(&run_mu_);
     RETURN_IF_ERROR(CheckRun(step));
@@ -296,11 +297,14 @@ absl::StatusOr<double> Shard::PrepareStep(const StepId& step, absl::Time deadlin
     if (step.step != head_step_ + 1 || it == pending_.end() || it->second->missing() > 0)
       return Aborted("step {} of run {} was dropped while it was prepared", step.step, step.run_id);
     pending = it->second.get();
+    run = run_;
     if (pending->sum_of_squares.has_value()) return *pending->sum_of_squares;
   }
   // All ranks have arrived, so no push touches the step any more.
-  const double sum = SumRanks(pending);
+  if (!pending->squares.has_value()) pending->squares = SumRanks(pending);
   MEMBANK_FAIL_POINT("step.prepare.summed");
+  RETURN_IF_ERROR(LogGradients(run, step.step, pending));
+  const double sum = *pending->squares;
   uint64_t bytes = 0;
   for (const auto& [id, gradient] : pending->sum) bytes += gradient.bytes.size();
 
@@ -356,22 +360,12 @@ absl::StatusOr<uint64_t> Shard::ApplyStep(const StepId& step, const ApplyParamet
     run = run_;
   }
   RETURN_IF_ERROR(CheckSpillSpace(*pending, run));
+  RETURN_IF_ERROR(LogApply(run, step.step, parameters, pending));
   {
     absl::MutexLock lock(&run_mu_);
     pending->applying = parameters;
   }
-  std::vector<std::pair<BlockId, const Gradient*>> work;  // level by level, so the largest blocks come first
-  for (const auto& [id, gradient] : pending->sum) work.emplace_back(id, &gradient);
-  std::vector<absl::Status> results(work.size());
-  std::atomic<bool> failed = false;
-  ParallelFor(pool_, work.size(), [&](size_t i) {
-    if (failed) return;
-    results[i] = UpdateBlock(work[i].first, *work[i].second, run, step.step, parameters);
-    if (!results[i].ok()) failed = true;
-  });
-  for (const absl::Status& result : results)
-    if (!result.ok()) return Annotate(result, fmt::format("step {} of run {} on server \"{}\" is half applied", step.step, step.run_id,
-                                                          options_.server_id));
+  RETURN_IF_ERROR(UpdateBlocks(pending->sum, run, step.step, parameters));
 
   MEMBANK_FAIL_POINT("step.apply.updated");
   std::unique_ptr<PendingStep> applied;  // freed after the lock
@@ -385,6 +379,22 @@ absl::StatusOr<uint64_t> Shard::ApplyStep(const StepId& step, const ApplyParamet
   head_step_ = step.step;
   MEMBANK_FAIL_POINT("step.apply.counted");
   return head_step_;
+}
+
+absl::Status Shard::UpdateBlocks(const RankGradients& sum, const RunSettings& run, uint64_t step, const ApplyParameters& parameters) {
+  std::vector<std::pair<BlockId, const Gradient*>> work;  // level by level, so the largest blocks come first
+  for (const auto& [id, gradient] : sum) work.emplace_back(id, &gradient);
+  std::vector<absl::Status> results(work.size());
+  std::atomic<bool> failed = false;
+  ParallelFor(pool_, work.size(), [&](size_t i) {
+    if (failed) return;
+    results[i] = UpdateBlock(work[i].first, *work[i].second, run, step, parameters);
+    if (!results[i].ok()) failed = true;
+  });
+  for (const absl::Status& result : results)
+    if (!result.ok())
+      return Annotate(result, fmt::format("step {} of run {} on server \"{}\" is half applied", step, run.run_id, options_.server_id));
+  return absl::OkStatus();
 }
 
 // Before anything changes: is there room on disk for what the step pushes out of RAM?

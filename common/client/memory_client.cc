@@ -88,10 +88,13 @@ class RpcMemoryClient final : public MemoryClient {
   absl::Status PrepareCheckpoint(const std::string& id, uint64_t step) override {
     return Checkpoint(v1::CHECKPOINT_ACTION_PREPARE, id, step).status();
   }
-  absl::Status CommitCheckpoint(const std::string& id) override { return Checkpoint(v1::CHECKPOINT_ACTION_COMMIT, id, 0).status(); }
+  absl::Status CommitCheckpoint(const std::string& id, uint32_t keep) override {
+    return Checkpoint(v1::CHECKPOINT_ACTION_COMMIT, id, 0, keep).status();
+  }
   absl::Status AbortCheckpoint(const std::string& id) override { return Checkpoint(v1::CHECKPOINT_ACTION_ABORT, id, 0).status(); }
   absl::Status DeleteCheckpoint(const std::string& id) override { return Checkpoint(v1::CHECKPOINT_ACTION_DELETE, id, 0).status(); }
   absl::Status RestoreCheckpoint(const std::string& id) override { return Checkpoint(v1::CHECKPOINT_ACTION_RESTORE, id, 0).status(); }
+  absl::Status Rewind(uint64_t step) override { return Checkpoint(v1::CHECKPOINT_ACTION_REWIND, "", step).status(); }
   absl::StatusOr<std::vector<CheckpointInfo>> ListCheckpoints() override;
   absl::Status Publish(const std::string& checkpoint_id, const std::string& version) override;
 
@@ -108,7 +111,7 @@ class RpcMemoryClient final : public MemoryClient {
   absl::Status FetchOnce(const Topology& topology, std::vector<FetchTask>& tasks, const v1::FetchBlocksRequest& common, absl::Time deadline);
   absl::Status FetchPart(const MemoryPeer& peer, size_t channel, const std::vector<FetchTask*>& tasks,
                          const v1::FetchBlocksRequest& common, absl::Time deadline);
-  absl::StatusOr<std::vector<v1::CheckpointReply>> Checkpoint(v1::CheckpointAction action, const std::string& id, uint64_t step);
+  absl::StatusOr<std::vector<v1::CheckpointReply>> Checkpoint(v1::CheckpointAction action, const std::string& id, uint64_t step, uint32_t keep = 0);
 
   const MemoryClientOptions options_;
   BankSpec spec_;          // set by Meet, then constant
@@ -195,9 +198,11 @@ absl::StatusOr<BankStatus> RpcMemoryClient::GetStatus() {
   status.spec = spec_;
   status.slot_map_epoch = topology->slot_map.epoch();
   status.head_step = manifests[0].head_step();
+  status.durable_steps = true;
   std::map<std::string, size_t> holders;
   for (const v1::Manifest& manifest : manifests) {
     status.head_step = std::min(status.head_step, manifest.head_step());
+    status.durable_steps = status.durable_steps && manifest.durable_steps();
     if (manifest.run_epoch() >= status.run_epoch && !manifest.run_id().empty()) {
       status.run_id = manifest.run_id();
       status.run_epoch = manifest.run_epoch();
@@ -436,13 +441,14 @@ absl::StatusOr<JoinedRun> RpcMemoryClient::JoinRun(const RunMember& member, std:
 // --- Checkpoints --------------------------------------------------------------------------------------------------------------
 
 absl::StatusOr<std::vector<v1::CheckpointReply>> RpcMemoryClient::Checkpoint(v1::CheckpointAction action, const std::string& id,
-                                                                             uint64_t step) {
+                                                                             uint64_t step, uint32_t keep) {
   const Topology topology = CurrentTopology();
   const absl::Time deadline = Deadline();
   v1::CheckpointRequest request;
   request.set_action(action);
   request.set_id(id);
   request.set_step(step);
+  request.set_keep(keep);
   std::vector<v1::CheckpointReply> replies(topology->peers.size());
   RETURN_IF_ERROR(InParallel(replies.size(), [&](size_t i) {
     return CallPeer(topology->peers[i], deadline, action != v1::CHECKPOINT_ACTION_DELETE, &v1::MemoryService::Stub::Checkpoint, request,

@@ -50,6 +50,7 @@ struct BankStatus {
   uint64_t run_epoch = 0;                  // maximum over servers
   std::vector<std::string> versions;       // published on every server
   uint64_t touched_blocks = 0, resident_bytes = 0;
+  bool durable_steps = false;              // on every server: Rewind goes back to any step since the last checkpoint
 };
 
 struct MemoryClientOptions {
@@ -96,10 +97,13 @@ class MemoryClient {
   virtual absl::StatusOr<JoinedRun> JoinRun(const RunMember& member, std::chrono::milliseconds timeout) = 0;
 
   virtual absl::Status PrepareCheckpoint(const std::string& id, uint64_t step) = 0;
-  virtual absl::Status CommitCheckpoint(const std::string& id) = 0;
+  // keep: committed ones to keep on every server, this one included; 0: as many as each server's settings say.
+  virtual absl::Status CommitCheckpoint(const std::string& id, uint32_t keep = 0) = 0;
   virtual absl::Status AbortCheckpoint(const std::string& id) = 0;
   virtual absl::Status DeleteCheckpoint(const std::string& id) = 0;
   virtual absl::Status RestoreCheckpoint(const std::string& id) = 0;   // prepared or committed; afterwards it is committed and the head
+  // Gives up the steps after `step` on every server with durable steps; a server that is there already does nothing.
+  virtual absl::Status Rewind(uint64_t step) = 0;
   virtual absl::StatusOr<std::vector<CheckpointInfo>> ListCheckpoints() = 0;  // present on every server
   // Turns a committed checkpoint into an immutable bank version for serving.
   virtual absl::Status Publish(const std::string& checkpoint_id, const std::string& version) = 0;

@@ -28,7 +28,7 @@ absl::StatusOr<std::string> Checkpointer::Write(uint64_t step, uint64_t server_s
     if (!aborted.ok()) LOG_WARN("aborting checkpoint {} failed, too: {}", id, aborted.ToString());
     return Annotate(written, fmt::format("checkpoint {}", id));
   }
-  RETURN_IF_ERROR(client_->CommitCheckpoint(id));
+  RETURN_IF_ERROR(client_->CommitCheckpoint(id, keep_));
   RETURN_IF_ERROR(DeleteOld());
   return id;
 }

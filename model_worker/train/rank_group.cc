@@ -37,6 +37,7 @@ absl::StatusOr<StartPoint> FollowRun(const TrainOptions& options, const nlohmann
     start.identity = {joined.run_id, joined.epoch, said.at("base_step")};
     const nlohmann::json& from = said.at("checkpoint");
     start.checkpoint = {from.at("id"), from.at("step"), from.at("server_step"), description};
+    start.step = start.checkpoint.step;
     return start;
   } catch (const nlohmann::json::exception& e) {
     return FailedPrecondition("rank 0 of run {} describes it in another way ({}); use the same release on all ranks", joined.run_id, e.what());

@@ -38,6 +38,23 @@ absl::Status BeginRun(const TrainOptions& options, const RunIdentity& identity, 
   return absl::OkStatus();
 }
 
+// Where the servers have every step of this run since `checkpoint`: there. Else at the checkpoint.
+absl::StatusOr<uint64_t> BringServersTo(const RunCheckpoint& checkpoint, const RunIdentity& identity, const TrainOptions& options,
+                                        MemoryClient& client) {
+  ASSIGN_OR_RETURN(const BankStatus status, client.GetStatus());
+  const bool kept = status.durable_steps && status.run_id == identity.run_id && status.head_step >= checkpoint.server_step;
+  // A trainer's own state (a learning anchor, the error feedback of int8 gradients) and what other ranks know are of the checkpoint.
+  const bool stateless = options.mode == TrainMode::kFrozen && options.world_size == 1 && options.EffectiveGradientDType() != DType::kI8Rows;
+  if (!stateless || !kept) {
+    RETURN_IF_ERROR(client.RestoreCheckpoint(checkpoint.id));
+    LOG_INFO("resuming {} from step {} (checkpoint {})", identity.run_id, checkpoint.step, checkpoint.id);
+    return checkpoint.server_step;
+  }
+  RETURN_IF_ERROR(client.Rewind(status.head_step));
+  LOG_INFO("resuming {} from step {}, the last one that all servers have", identity.run_id, status.head_step - identity.base_step);
+  return status.head_step;
+}
+
 }  // namespace
 
 absl::Status CheckBelongTogether(const BankSpec& spec, const PackedInfo& corpus, const ModelConfig& anchor,
@@ -78,9 +95,8 @@ absl::StatusOr<StartPoint> StartOrResume(const TrainOptions& options, const nloh
     start.checkpoint = checkpoints.back();
     RETURN_IF_ERROR(CompareRuns(start.checkpoint.run, description, directory.path()));
     ASSIGN_OR_RETURN(start.identity, directory.ReadIdentity());
-    RETURN_IF_ERROR(client.RestoreCheckpoint(start.checkpoint.id));
-    head = start.checkpoint.server_step;
-    LOG_INFO("resuming {} from step {} (checkpoint {})", start.identity.run_id, start.checkpoint.step, start.checkpoint.id);
+    ASSIGN_OR_RETURN(head, BringServersTo(start.checkpoint, start.identity, options, client));
+    start.step = head - start.identity.base_step;
   }
   ASSIGN_OR_RETURN(const BankStatus status, client.GetStatus());
   if (checkpoints.empty()) {

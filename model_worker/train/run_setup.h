@@ -20,11 +20,14 @@ absl::Status CheckBelongTogether(const BankSpec& spec, const PackedInfo& corpus,
 
 struct StartPoint {
   RunIdentity identity;          // with this start's epoch
-  RunCheckpoint checkpoint;      // resumed from; id empty for a new run
+  RunCheckpoint checkpoint;      // the newest one; id empty for a new run
+  uint64_t step = 0;             // done: the checkpoint's, or later when the servers kept every step
 };
 
 // Finds the run in `directory`, brings the servers to its newest checkpoint and begins a new epoch, which fences every older trainer of the
-// run. A new run begins at the servers' head.
+// run. A new run begins at the servers' head. With a frozen anchor and servers of durability class "step" nothing is repeated: everything
+// else a step depends on (its sequences, which of them use the generic memory, its learning rate) is a function of seed and step, so the run
+// goes on from the last step that all servers have; those that are one ahead go back to it.
 absl::StatusOr<StartPoint> StartOrResume(const TrainOptions& options, const nlohmann::json& description, const RunDirectory& directory,
                                          MemoryClient& client);
 

@@ -115,8 +115,9 @@ absl::Status Trainer::Open() {
   RETURN_IF_ERROR(RemoveOrphans(*directory_, start_.identity.run_id, client_));
   checkpointer_ = std::make_unique<Checkpointer>(&client_, directory_.get(), start_.identity, description, options_.keep_checkpoints,
                                                  options_.anchor_path);
-  // Without a checkpoint a crash of the servers would leave nothing to come back to.
-  if (checkpoint_.empty()) RETURN_IF_ERROR(WriteCheckpoint());
+  // Without a checkpoint a crash of the servers would leave nothing to come back to; and a run that lost only its last one is not finished.
+  const bool lost_last = step_ == options_.steps && step_ > start_.checkpoint.step;
+  if (checkpoint_.empty() || lost_last) RETURN_IF_ERROR(WriteCheckpoint());
   return options_.world_size > 1 ? AnnounceRun(options_, description, start_, client_) : absl::OkStatus();
 }
 
@@ -127,7 +128,7 @@ absl::Status Trainer::StartRun(const nlohmann::json& description) {
   } else {
     ASSIGN_OR_RETURN(start_, FollowRun(options_, description, client_));
   }
-  step_ = start_.checkpoint.step;
+  step_ = start_.step;
   checkpoint_ = start_.checkpoint.id;
   if (options_.EffectiveGradientDType() != kI8Rows) return absl::OkStatus();
   feedback_ = std::make_unique<ErrorFeedback>(spec_, options_.rank, options_.world_size);
@@ -293,7 +294,7 @@ TrainSummary Trainer::Summary() const {
   if (commits()) summary.checkpoint = checkpoint_;
   summary.steps = options_.steps;
   summary.steps_done = step_;
-  summary.resumed_from = start_.checkpoint.step;
+  summary.resumed_from = start_.step;
   summary.loss = last_.has_generic ? last_.fetched_loss : last_.loss;
   if (last_.has_generic) summary.loss_generic = last_.generic_loss;
   summary.tokens = tokens_;

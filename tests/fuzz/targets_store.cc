@@ -4,8 +4,9 @@
 #include "common/base/crc32c.h"
 #include "common/base/file.h"
 #include "memory_server/block_record.h"
-#include "memory_server/checkpoint.h"
+#include "memory_server/checkpoint_stream.h"
 #include "memory_server/in_memory_block_store.h"
+#include "memory_server/step_log.h"
 #include "tests/fuzz/fuzz_target.h"
 
 namespace membank::fuzz {
@@ -79,10 +80,58 @@ std::vector<std::string> BlockFileSeeds() {
   return seeds;
 }
 
+// A segment of the step log, opened and replayed.
+void RunStepLog(std::string_view input) {
+  std::filesystem::create_directories(ScratchDirectory() + "/steps");
+  WriteScratch("steps/0000000001.log", input);
+  const auto log = StepLog::Open(ScratchDirectory() + "/steps", "hash");
+  if (log.ok()) (void)(*log)->Replay({}, ~uint64_t{0}, [](const LoggedStep&) { return absl::OkStatus(); }).ok();
+}
+
+std::vector<std::string> StepLogSeeds() {
+  const std::string directory = ScratchDirectory() + "/seed_steps";
+  std::filesystem::remove_all(directory);
+  const auto log = StepLog::Open(directory, "hash");
+  RankGradients gradients;
+  gradients[{1, 0}] = Gradient{DType::kBF16, Buffer(8)};
+  std::memset(gradients[{1, 0}].bytes.data(), 1, 8);
+  if (!log.ok() || !(*log)->Begin({}, false).ok() || !(*log)->WriteGradients({"r"}, 1, gradients).ok() || !(*log)->WriteApply(1, {}).ok()) return {};
+  return {*ReadFile(directory + "/0000000001.log")};
+}
+
+// A checkpoint that comes in, in pieces of the size of the first byte.
+void RunCheckpointStream(std::string_view input) {
+  Pieces pieces(input);
+  const size_t size = 1 + pieces.Byte();
+  BankSpec spec;
+  spec.fan_out = 2;
+  spec.widths = {1};
+  spec.layers = spec.hidden = 1;
+  spec.dtype = DType::kF32;
+  const std::string directory = ScratchDirectory() + "/incoming";
+  std::filesystem::remove_all(directory);
+  HeadStores stores;
+  stores.weights = *InMemoryBlockStore::Open(directory + "/weights", StoreAccess::kReadWrite);
+  stores.state = *InMemoryBlockStore::Open(directory + "/state", StoreAccess::kReadWrite);
+  CutWriter writer("c", spec, std::move(stores), [&](BlockId id) { return spec.Contains(id) ? absl::OkStatus() : absl::NotFoundError("no such block"); });
+  const std::string_view stream = pieces.Rest();
+  for (size_t at = 0; at < stream.size(); at += size)
+    if (!writer.Write(at, Bytes(stream.substr(at, size))).ok()) return;
+  (void)writer.Finish({1, "r", 1}).ok();
+}
+
+std::vector<std::string> CheckpointStreamSeeds() {
+  const std::string payload(12, '\0');
+  const std::string weights = EncodeWeightsHeader({3, Crc32c(payload.data(), payload.size()), Bytes(payload)}) + payload;
+  const std::string state = EncodeStateHeader({3, 1, {}, Bytes(payload), Bytes(payload)}) + payload + payload;
+  return {"\x07" + EncodeFrameHeader({{1, 1}, weights.size(), state.size()}) + weights + state};
+}
+
 }  // namespace
 
 std::vector<Target> StoreTargets() {
-  return {{"block_record", RunBlockRecord, BlockRecordSeeds}, {"checkpoint_manifests", RunCheckpointManifests, CheckpointManifestSeeds},
+  return {{"step_log", RunStepLog, StepLogSeeds}, {"checkpoint_stream", RunCheckpointStream, CheckpointStreamSeeds},
+          {"block_record", RunBlockRecord, BlockRecordSeeds}, {"checkpoint_manifests", RunCheckpointManifests, CheckpointManifestSeeds},
           {"block_file", RunBlockFile, BlockFileSeeds}};
 }
 

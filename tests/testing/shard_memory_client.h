@@ -23,7 +23,8 @@ namespace membank::testing_support {
 class ShardMemoryClient : public MemoryClient {
  public:
   // Data under `directory`; blocks are striped over `servers`.
-  ShardMemoryClient(const BankSpec& spec, const std::string& directory, int servers) : spec_(spec), directory_(directory), map_(MakeMap(servers)) {
+  ShardMemoryClient(const BankSpec& spec, const std::string& directory, int servers, Durability durability = Durability::kCheckpoint)
+      : spec_(spec), directory_(directory), map_(MakeMap(servers)), durability_(durability) {
     Open();
   }
 
@@ -47,6 +48,7 @@ class ShardMemoryClient : public MemoryClient {
     for (const auto& shard : shards_) {
       const ShardStatus one = shard->Status();
       status.head_step = std::min(status.head_step, one.head_step);
+      status.durable_steps = one.durable_steps;
       status.run_id = one.run_id;
       status.run_epoch = std::max(status.run_epoch, one.run_epoch);
       status.versions = one.versions;
@@ -127,8 +129,8 @@ class ShardMemoryClient : public MemoryClient {
   absl::Status PrepareCheckpoint(const std::string& id, uint64_t step) override {
     return OnAll("PrepareCheckpoint", [&](Shard& shard) { return shard.PrepareCheckpoint(id, step); });
   }
-  absl::Status CommitCheckpoint(const std::string& id) override {
-    return OnAll("CommitCheckpoint", [&](Shard& shard) { return shard.CommitCheckpoint(id); });
+  absl::Status CommitCheckpoint(const std::string& id, uint32_t keep = 0) override {
+    return OnAll("CommitCheckpoint", [&](Shard& shard) { return shard.CommitCheckpoint(id, keep); });
   }
   absl::Status AbortCheckpoint(const std::string& id) override {
     return OnAll("AbortCheckpoint", [&](Shard& shard) { return shard.AbortCheckpoint(id); });
@@ -138,6 +140,9 @@ class ShardMemoryClient : public MemoryClient {
   }
   absl::Status RestoreCheckpoint(const std::string& id) override {
     return OnAll("RestoreCheckpoint", [&](Shard& shard) { return shard.RestoreCheckpoint(id); });
+  }
+  absl::Status Rewind(uint64_t step) override {
+    return OnAll("Rewind", [&](Shard& shard) { return shard.Rewind(step); });
   }
   absl::StatusOr<std::vector<CheckpointInfo>> ListCheckpoints() override { return shards_[0]->ListCheckpoints(); }
   absl::Status Publish(const std::string& checkpoint_id, const std::string& version) override {
@@ -173,6 +178,7 @@ class ShardMemoryClient : public MemoryClient {
       options.open_store = InMemoryBlockStore::Open;
       options.min_free_bytes = 0;
       options.optimizer_threads = 1;
+      options.durability = durability_;
       auto shard = Shard::Open(spec_, map_, options);
       EXPECT_TRUE(shard.ok()) << shard.status();
       shards_.push_back(*std::move(shard));
@@ -190,6 +196,7 @@ class ShardMemoryClient : public MemoryClient {
   const BankSpec spec_;
   const std::string directory_;
   const SlotMap map_;
+  const Durability durability_;
   std::vector<std::unique_ptr<Shard>> shards_;
   std::atomic<uint64_t> fetched_bytes_{0}, pushed_bytes_{0}, fetched_blocks_{0}, unchanged_blocks_{0};
 };

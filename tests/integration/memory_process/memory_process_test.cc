@@ -1,11 +1,8 @@
 // Two real memory server processes, killed with SIGKILL and started again on their data (promises P1 and P2): the head is the last committed
 // checkpoint, on all servers, and integer gradients count exactly once in the history that survives.
-#include <fcntl.h>
 #include <signal.h>
-#include <spawn.h>
 #include <sys/wait.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <thread>
 
@@ -16,15 +13,14 @@
 #include "fmt/format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "nlohmann/json.hpp"
+#include "tests/testing/memory_process.h"
 #include "tests/testing/tiny_spec.h"
-
-extern char** environ;
 
 namespace membank {
 namespace {
 
 using ::testing::HasSubstr;
+using testing_support::ServerProcess;
 
 #define ASSERT_OK(expr)                          \
   do {                                           \
@@ -33,56 +29,6 @@ using ::testing::HasSubstr;
   } while (false)
 
 using testing_support::TinySpec;
-
-// One server process; killed with the object.
-class ServerProcess {
- public:
-  ServerProcess(std::string id, std::string root) : id_(std::move(id)), root_(std::move(root)) {}
-  ~ServerProcess() { Signal(SIGKILL); }
-
-  // Returns when it serves; the first time on any free port, later on the same one.
-  absl::Status Start() {
-    const std::string ready = root_ + "/" + id_ + ".ready";
-    std::filesystem::remove(ready);
-    std::vector<std::string> words = {std::string(getenv("MEMBANK_BIN_DIR")) + "/membank-memory-server", "--server-id", id_, "--listen", address_,
-                                      "--admin-listen", "", "--data-dir", root_ + "/" + id_, "--bank-spec", root_ + "/spec.json", "--slot-map",
-                                      root_ + "/server-slots.json", "--ready-file", ready, "--log-level", "warn",
-                                      "--free-space-watermark-bytes", "0"};
-    std::vector<char*> argv;
-    for (std::string& word : words) argv.push_back(word.data());
-    argv.push_back(nullptr);
-    if (posix_spawn(&pid_, argv[0], nullptr, nullptr, argv.data(), environ) != 0) return Internal("cannot start {}", words[0]);
-    for (int i = 0; i < 1000; ++i) {
-      if (auto json = ReadFile(ready); json.ok()) {
-        address_ = nlohmann::json::parse(*json)["listen"];
-        return absl::OkStatus();
-      }
-      if (int status; waitpid(pid_, &status, WNOHANG) == pid_) {
-        pid_ = 0;
-        return Internal("server {} ended with wait status {}", id_, status);
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    }
-    return DeadlineExceeded("server {} did not get ready", id_);
-  }
-
-  // The wait status; 0 when it was not running.
-  int Signal(int signal) {
-    if (pid_ == 0) return 0;
-    kill(pid_, signal);
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    pid_ = 0;
-    return status;
-  }
-
-  const std::string& address() const { return address_; }
-
- private:
-  const std::string id_, root_;
-  std::string address_ = "127.0.0.1:0";
-  pid_t pid_ = 0;
-};
 
 class MemoryProcessTest : public ::testing::Test {
  protected:

@@ -53,6 +53,8 @@ const std::map<std::string, std::set<std::string>> kPerCall = {
     {"AwaitStep", {"alice", "bob", "trainer", "admin"}},
     {"Checkpoint", {"alice", "bob", "trainer", "admin"}},
     {"Publish", {"admin"}},
+    {"ReadCheckpoint", {"admin"}},
+    {"WriteCheckpoint", {"admin"}},
 };
 const std::set<std::string> kPerBlockCalls = {"FetchBlocks", "PushGradients", "SetAccess"};
 
@@ -226,6 +228,8 @@ TEST_F(AccessMatrix, EveryCallerEveryCallEveryBlock) {
     check_call("AwaitStep", MayCall(caller, &Stub::AwaitStep));
     check_call("Checkpoint", MayCall(caller, &Stub::Checkpoint));
     check_call("Publish", MayCall(caller, &Stub::Publish));
+    check_call("ReadCheckpoint", MayCall(caller, &Stub::ReadCheckpoint));
+    check_call("WriteCheckpoint", MayCall(caller, &Stub::WriteCheckpoint));
   }
   std::printf("%d cells of role x call x block\n", cells);
 }

@@ -136,10 +136,11 @@ class FakeMemory final : public MemoryClient {
   absl::StatusOr<double> PrepareStep(const StepId&, std::chrono::milliseconds) override { return Unimplemented("serving does not train"); }
   absl::Status ApplyStep(const StepId&, const ApplyParameters&) override { return Unimplemented("serving does not train"); }
   absl::Status PrepareCheckpoint(const std::string&, uint64_t) override { return Unimplemented("serving does not train"); }
-  absl::Status CommitCheckpoint(const std::string&) override { return Unimplemented("serving does not train"); }
+  absl::Status CommitCheckpoint(const std::string&, uint32_t) override { return Unimplemented("serving does not train"); }
   absl::Status AbortCheckpoint(const std::string&) override { return Unimplemented("serving does not train"); }
   absl::Status DeleteCheckpoint(const std::string&) override { return Unimplemented("serving does not train"); }
   absl::Status RestoreCheckpoint(const std::string&) override { return Unimplemented("serving does not train"); }
+  absl::Status Rewind(uint64_t) override { return Unimplemented("serving does not train"); }
   absl::StatusOr<std::vector<CheckpointInfo>> ListCheckpoints() override { return std::vector<CheckpointInfo>(); }
   absl::Status Publish(const std::string&, const std::string&) override { return Unimplemented("serving does not train"); }
   ClientTraffic traffic() const override { return {}; }

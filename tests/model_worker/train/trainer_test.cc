@@ -178,6 +178,30 @@ TEST_F(TrainerTest, StopFinishesTheStepAndTheNextStartGoesOn) {
   EXPECT_EQ(bank->Dump(), whole->Dump());
 }
 
+// Servers of durability class "step": a frozen run goes on from the last step that all of them have, wherever the crash was.
+TEST_F(TrainerTest, WithDurableStepsNothingIsRepeated) {
+  TrainOptions options = run_.Options("straight");
+  const std::string straight = TrainFresh("straight", options)->Dump();
+  for (int crash_at = 1; crash_at < 27; crash_at += 5) {
+    options.output = run_.Options(fmt::format("crashed-{}", crash_at)).output;
+    ShardMemoryClient bank(run_.spec(), run_.path() + fmt::format("/bank-{}", crash_at), 2, Durability::kStep);
+    int calls = 0;
+    bank.intercept = [&](const std::string& call) {
+      const bool at_the_end = call == "PrepareCheckpoint" && calls == 24;  // all 12 steps on both servers
+      return (call == "ApplyStep" && ++calls == crash_at) || at_the_end ? absl::UnavailableError("the power went") : absl::OkStatus();
+    };
+    ASSERT_FALSE(Train(options, bank, kNeverStop).ok());
+    bank.intercept = nullptr;
+    bank.Crash();
+    const auto resumed = Train(options, bank, kNeverStop);
+    ASSERT_TRUE(resumed.ok()) << resumed.status();
+    // Two servers apply each step, so the step of call n was the (n + 1) / 2 th, which is the first one not done by both.
+    EXPECT_EQ(resumed->resumed_from, std::min<uint64_t>(options.steps, (crash_at + 1) / 2 - 1));
+    EXPECT_EQ(bank.ListCheckpoints()->back().step, options.steps);
+    EXPECT_EQ(bank.Dump(), straight);
+  }
+}
+
 TEST_F(TrainerTest, OldCheckpointsGoAndFinishedRunsStayFinished) {
   TrainOptions options = run_.Options("run");
   options.checkpoint_every = 2;

@@ -1,0 +1,262 @@
+#include "memory_server/step_log.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "common/base/crc32c.h"
+#include "common/base/file.h"
+#include "common/base/log.h"
+#include "common/base/status_macros.h"
+#include "memory_server/step_log_record.h"
+
+namespace membank {
+namespace {
+
+namespace fs = std::filesystem;
+
+absl::Span<const uint8_t> Bytes(const std::string& text) { return {reinterpret_cast<const uint8_t*>(text.data()), text.size()}; }
+
+absl::Status WriteAt(int file, absl::Span<const uint8_t> bytes, uint64_t* offset, const std::string& path) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::pwrite(file, bytes.data(), bytes.size(), static_cast<off_t>(*offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return absl::ErrnoToStatus(errno, "write step log " + path);
+    bytes.remove_prefix(static_cast<size_t>(n));
+    *offset += static_cast<uint64_t>(n);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TruncateDurably(const std::string& path, uint64_t bytes) {
+  const int file = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
+  if (file < 0) return absl::ErrnoToStatus(errno, "open step log " + path);
+  const bool failed = ::ftruncate(file, static_cast<off_t>(bytes)) != 0 || ::fdatasync(file) != 0;
+  const int error = errno;
+  ::close(file);
+  return failed ? absl::ErrnoToStatus(error, fmt::format("cut step log {} to {} bytes", path, bytes)) : absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<StepLog>> StepLog::Open(const std::string& directory, const std::string& spec_hash) {
+  RETURN_IF_ERROR(MakeDirectories(directory));
+  std::vector<std::string> names;
+  for (const fs::directory_entry& entry : fs::directory_iterator(directory))
+    if (entry.path().extension() == ".log") names.push_back(entry.path().filename());
+  std::sort(names.begin(), names.end());
+  std::unique_ptr<StepLog> log(new StepLog(directory, spec_hash));
+  for (const std::string& name : names) {
+    const absl::Status loaded = log->LoadSegment(name);
+    if (loaded.ok()) continue;
+    return Annotate(loaded, fmt::format("step log {}/{} (removing it gives up the steps since the last committed checkpoint)", directory, name));
+  }
+  return log;
+}
+
+StepLog::~StepLog() { Close(); }
+
+void StepLog::Close() {
+  if (file_ >= 0) ::close(file_);
+  file_ = -1;
+}
+
+absl::Status StepLog::LoadSegment(const std::string& name) {
+  Segment segment;
+  segment.path = directory_ + "/" + name;
+  segment.number = std::strtoull(name.c_str(), nullptr, 10);
+  ASSIGN_OR_RETURN(const std::shared_ptr<MappedFile> file, MappedFile::Open(segment.path));
+  const std::optional<LogRecord> first = DecodeLogRecord(file->bytes());
+  if (!first.has_value()) {
+    if (FindLoggedStep(file->bytes(), 0, 0).has_value()) return DataLoss("its first record is damaged");
+    LOG_WARN("removing {}: a crash tore off its first record, no step in it was acknowledged", segment.path);
+    return ::unlink(segment.path.c_str()) == 0 ? absl::OkStatus() : absl::ErrnoToStatus(errno, "unlink");
+  }
+  ASSIGN_OR_RETURN(SegmentHeader header, DecodeSegment(*first));
+  if (header.spec_hash != spec_hash_)
+    return FailedPrecondition("it belongs to a bank with spec hash {}, this bank's is {}", header.spec_hash, spec_hash_);
+  segment.base = std::move(header.base);
+  segment.continues = header.continues;
+  segment.bytes = file->bytes().size();
+  segments_.push_back(std::move(segment));
+  return absl::OkStatus();
+}
+
+uint64_t StepLog::bytes() const {
+  uint64_t bytes = 0;
+  for (const Segment& segment : segments_) bytes += segment.bytes;
+  return bytes;
+}
+
+// --- Replay ------------------------------------------------------------------------------------------------------------------------------
+
+absl::Status StepLog::Replay(const LogBase& base, uint64_t last_step, const std::function<absl::Status(LoggedStep)>& apply) {
+  Close();
+  size_t first = segments_.size();
+  for (size_t i = 0; i < segments_.size(); ++i)
+    if (segments_[i].base == base) first = i;
+  size_t end = first;
+  uint64_t head = base.marks.step;
+  for (; end < segments_.size() && (end == first || (segments_[end].continues && head < last_step)); ++end) {
+    if (segments_[end].base.marks.step != head)
+      return DataLoss("the step log has steps up to {} and from {} on ({}); those between are lost. Removing {} gives up the steps from there on",
+                      head, segments_[end].base.marks.step + 1, segments_[end].path, segments_[end].path);
+    RETURN_IF_ERROR(ReplaySegment(&segments_[end], last_step, &head, apply));
+  }
+  RETURN_IF_ERROR(RemoveSegments(end, segments_.size()));
+  RETURN_IF_ERROR(RemoveSegments(0, first));
+  return OpenLast();
+}
+
+absl::Status StepLog::ReplaySegment(Segment* segment, uint64_t last_step, uint64_t* head, const std::function<absl::Status(LoggedStep)>& apply) {
+  ASSIGN_OR_RETURN(const std::shared_ptr<MappedFile> file, MappedFile::Open(segment->path));
+  const absl::Span<const uint8_t> bytes = file->bytes();
+  const auto damaged = [&](size_t offset, const std::string& what) {
+    return DataLoss("step log {} at offset {}: {}; steps up to {} are whole. Moving the file away gives up the steps it holds", segment->path,
+                    offset, what, *head);
+  };
+  size_t offset = 0, good = 0;
+  std::optional<LogRecord> gradients;
+  while (offset < bytes.size() && (*head < last_step || good == 0)) {
+    const size_t at = offset;
+    const std::optional<LogRecord> record = DecodeLogRecord(bytes.subspan(at));
+    if (!record.has_value()) {
+      // A later step is written only after this one was synced. The rest of one step proves nothing: the disk may have written it in any order.
+      if (const std::optional<uint64_t> later = FindLoggedStep(bytes, at + kLogAlignment, *head + 2); later.has_value())
+        return damaged(at, fmt::format("a damaged record, but step {} lies behind it", *later));
+      LOG_WARN("step log {}: {} bytes that a crash left behind step {} are cut off", segment->path, bytes.size() - good, *head);
+      break;
+    }
+    offset += record->bytes;
+    const std::string kind = record->json.value("kind", "");
+    if (kind == "segment" && at == 0) {
+      good = offset;
+    } else if (kind == "gradients") {
+      gradients = record;
+    } else if (kind == "apply") {
+      uint64_t step;
+      ApplyParameters parameters;
+      RETURN_IF_ERROR(DecodeApply(*record, &step, &parameters));
+      if (step != *head + 1 || !gradients.has_value()) return damaged(at, fmt::format("step {} came where step {} was due", step, *head + 1));
+      absl::StatusOr<LoggedStep> logged = DecodeGradients(*gradients);
+      if (!logged.ok() || logged->step != step) return damaged(at, fmt::format("no gradients of step {}: {}", step, logged.status().ToString()));
+      logged->parameters = parameters;
+      RETURN_IF_ERROR(apply(*std::move(logged)));
+      gradients.reset();
+      *head = step;
+      good = offset;
+    } else {
+      return damaged(at, fmt::format("a record of kind \"{}\"", kind));
+    }
+  }
+  if (good < bytes.size()) RETURN_IF_ERROR(TruncateDurably(segment->path, good));
+  segment->bytes = good;
+  return absl::OkStatus();
+}
+
+absl::Status StepLog::OpenLast() {
+  if (segments_.empty()) return absl::OkStatus();
+  file_ = ::open(segments_.back().path.c_str(), O_WRONLY | O_CLOEXEC);
+  return file_ >= 0 ? absl::OkStatus() : absl::ErrnoToStatus(errno, "open step log " + segments_.back().path);
+}
+
+// The last one first: what is left after a crash is a prefix.
+absl::Status StepLog::RemoveSegments(size_t begin, size_t end) {
+  for (size_t i = end; i > begin; --i) {
+    const std::string& path = segments_[i - 1].path;
+    if (::unlink(path.c_str()) != 0 && errno != ENOENT) return absl::ErrnoToStatus(errno, "remove step log " + path);
+    if (i == segments_.size()) Close();
+    segments_.erase(segments_.begin() + static_cast<std::ptrdiff_t>(i - 1));
+  }
+  return begin < end ? SyncDirectory(directory_) : absl::OkStatus();
+}
+
+// --- Appending ---------------------------------------------------------------------------------------------------------------------------
+
+absl::Status StepLog::Begin(const LogBase& base, bool continues) {
+  Segment segment{segments_.empty() ? 1 : segments_.back().number + 1};
+  segment.path = fmt::format("{}/{:010}.log", directory_, segment.number);
+  segment.base = base;
+  segment.continues = continues && !segments_.empty();
+  const int file = ::open(segment.path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (file < 0) return absl::ErrnoToStatus(errno, "create step log " + segment.path);
+  Close();
+  file_ = file;
+  directory_synced_ = false;
+  segments_.push_back(std::move(segment));
+  const absl::Status written = Append(SegmentJson(spec_hash_, base, segments_.back().continues), {}, 0, 0);
+  if (!written.ok()) {
+    ::unlink(segments_.back().path.c_str());
+    segments_.pop_back();
+    Close();
+    const absl::Status reopened = OpenLast();
+    return reopened.ok() ? written : reopened;
+  }
+  if (segments_.back().continues) return absl::OkStatus();
+  RETURN_IF_ERROR(Sync());
+  return RemoveSegments(0, segments_.size() - 1);
+}
+
+absl::Status StepLog::Append(const std::string& json, absl::Span<const absl::Span<const uint8_t>> data, uint64_t data_bytes, uint32_t data_crc) {
+  RETURN_IF_ERROR(failure_);
+  Segment& segment = segments_.back();
+  const std::string head = EncodeLogRecord(json, data_bytes, data_crc);
+  uint64_t offset = segment.bytes;
+  absl::Status written = WriteAt(file_, Bytes(head), &offset, segment.path);
+  for (size_t i = 0; i < data.size() && written.ok(); ++i) written = WriteAt(file_, data[i], &offset, segment.path);
+  const uint64_t end = segment.bytes + LogRecordBytes(json.size(), data_bytes);
+  const std::string padding(kLogAlignment, '\0');
+  if (written.ok()) written = WriteAt(file_, Bytes(padding).subspan(0, end - offset), &offset, segment.path);
+  if (written.ok()) {
+    segment.bytes = end;
+    return absl::OkStatus();
+  }
+  if (::ftruncate(file_, static_cast<off_t>(segment.bytes)) != 0) failure_ = absl::ErrnoToStatus(errno, "cut step log " + segment.path);
+  return written;
+}
+
+absl::Status StepLog::WriteGradients(const RunSettings& run, uint64_t step, const RankGradients& gradients) {
+  uint32_t crc = 0;
+  uint64_t bytes = 0;
+  std::vector<absl::Span<const uint8_t>> data;
+  for (const auto& [id, gradient] : gradients) {
+    data.push_back(gradient.bytes.span());
+    bytes += gradient.bytes.size();
+    crc = ExtendCrc32c(crc, gradient.bytes.data(), gradient.bytes.size());
+  }
+  const uint64_t begin = segments_.empty() ? 0 : segments_.back().bytes;
+  RETURN_IF_ERROR(Append(GradientsJson(run, step, gradients), data, bytes, crc));
+  // The disk begins now; WriteApply waits for the rest.
+  ::sync_file_range(file_, static_cast<off_t>(begin), static_cast<off_t>(segments_.back().bytes - begin), SYNC_FILE_RANGE_WRITE);
+  return absl::OkStatus();
+}
+
+absl::Status StepLog::WriteApply(uint64_t step, const ApplyParameters& parameters) {
+  RETURN_IF_ERROR(Append(ApplyJson(step, parameters), {}, 0, 0));
+  return Sync();
+}
+
+absl::Status StepLog::Sync() {
+  RETURN_IF_ERROR(failure_);
+  if (file_ < 0) return absl::OkStatus();
+  // After a failed sync the kernel may have dropped what it could not write: nothing in memory says what the file holds (fsyncgate).
+  if (::fdatasync(file_) != 0)
+    failure_ = Annotate(absl::ErrnoToStatus(errno, "sync step log " + segments_.back().path),
+                        "no step is durable any more; start the server again, it goes back to the last acknowledged step");
+  else if (!directory_synced_)
+    failure_ = SyncDirectory(directory_);
+  directory_synced_ = failure_.ok();
+  return failure_;
+}
+
+absl::Status StepLog::RemoveBefore(const LogBase& base) {
+  for (size_t i = segments_.size(); i-- > 0;)
+    if (segments_[i].base == base) return RemoveSegments(0, i);
+  return absl::OkStatus();
+}
+
+absl::Status StepLog::Clear() { return RemoveSegments(0, segments_.size()); }
+
+}  // namespace membank

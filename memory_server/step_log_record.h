@@ -1,0 +1,46 @@
+// Records of the step log as bytes (step_log.h has the format) and as values. Pure functions; DATA_LOSS says what is wrong, the caller adds
+// the file.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "memory_server/step_log.h"
+#include "nlohmann/json.hpp"
+
+namespace membank {
+
+inline constexpr size_t kLogHeaderBytes = 32, kLogAlignment = 8;
+
+struct LogRecord {
+  nlohmann::json json;
+  absl::Span<const uint8_t> data;
+  uint64_t bytes = 0;  // with header and padding
+};
+
+// Header and JSON; the caller writes `data_bytes` of data and then zeros up to a multiple of kLogAlignment.
+std::string EncodeLogRecord(const std::string& json, uint64_t data_bytes, uint32_t data_crc);
+uint64_t LogRecordBytes(uint64_t json_bytes, uint64_t data_bytes);
+
+// The whole and undamaged record at the front of `bytes`, if there is one.
+std::optional<LogRecord> DecodeLogRecord(absl::Span<const uint8_t> bytes);
+// The step of the first whole and undamaged record at or after `begin` that speaks of `min_step` or a later one: behind damage, it tells
+// damage from a torn tail.
+std::optional<uint64_t> FindLoggedStep(absl::Span<const uint8_t> bytes, size_t begin, uint64_t min_step);
+
+std::string SegmentJson(const std::string& spec_hash, const LogBase& base, bool continues);
+std::string GradientsJson(const RunSettings& run, uint64_t step, const RankGradients& gradients);
+std::string ApplyJson(uint64_t step, const ApplyParameters& parameters);
+
+struct SegmentHeader {
+  std::string spec_hash;
+  LogBase base;
+  bool continues = false;
+};
+absl::StatusOr<SegmentHeader> DecodeSegment(const LogRecord& record);
+absl::StatusOr<LoggedStep> DecodeGradients(const LogRecord& record);  // copies the gradients; parameters are not set
+absl::Status DecodeApply(const LogRecord& record, uint64_t* step, ApplyParameters* parameters);
+
+}  // namespace membank
