@@ -25,6 +25,8 @@ constexpr struct {
     {"AwaitStep", CallRole::kTrainer},
     {"Checkpoint", CallRole::kTrainer},
     {"Publish", CallRole::kAdministrator},
+    {"ReadCheckpoint", CallRole::kAdministrator},   // holds every block, whoever owns it
+    {"WriteCheckpoint", CallRole::kAdministrator},
     {"GetAccess", CallRole::kEverybody},
     {"SetAccess", CallRole::kEverybody},       // each change by the access table
 };

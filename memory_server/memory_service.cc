@@ -199,6 +199,7 @@ grpc::ServerUnaryReactor* MemoryService::ApplyStep(grpc::CallbackServerContext* 
 
 absl::Status MemoryService::RunCheckpoint(const v1::CheckpointRequest& request) {
   switch (request.action()) {
+    case v1::CHECKPOINT_ACTION_SNAPSHOT: return shard_->SnapshotCheckpoint(request.id(), request.step());
     case v1::CHECKPOINT_ACTION_PREPARE: return shard_->PrepareCheckpoint(request.id(), request.step());
     case v1::CHECKPOINT_ACTION_COMMIT: return shard_->CommitCheckpoint(request.id(), request.keep());
     case v1::CHECKPOINT_ACTION_ABORT: return shard_->AbortCheckpoint(request.id());
@@ -208,7 +209,7 @@ absl::Status MemoryService::RunCheckpoint(const v1::CheckpointRequest& request) 
     case v1::CHECKPOINT_ACTION_REWIND: return shard_->Rewind(request.step());
     default:
       return InvalidArgument("checkpoint action {} is unknown; allowed: PREPARE (1), COMMIT (2), ABORT (3), DELETE (4), RESTORE (5), LIST (6), REWIND (7), "
-                             "VERIFY (8)",
+                             "VERIFY (8), SNAPSHOT (9)",
                              static_cast<int>(request.action()));
   }
 }

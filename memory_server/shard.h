@@ -8,7 +8,7 @@
 // step_log.h; shard_step_log.cc has what the shard does with it).
 //
 // Any thread may call anything; the owner destroys it after the last call returned. Reads never wait for a step or a checkpoint.
-// Lock order: train_mu_ (long: one step, checkpoint or restore at a time) -> run_mu_ (short: run, pushes, head) -> the table's (short:
+// Lock order: transfer_mu_ -> cut_mu_ (long: one checkpoint operation) -> train_mu_ (one step, snapshot or restore at a time) -> run_mu_ (short: run, pushes, head) -> the table's (short:
 // pointers to payloads). Waiting calls wait on run_mu_ with nothing else held.
 //
 // Errors common to all calls: INVALID_ARGUMENT for what can never succeed (names the value and what is allowed), FAILED_PRECONDITION for
@@ -187,19 +187,22 @@ class Shard {
 
   // --- Checkpoints and versions --------------------------------------------------------------------------------------------------------
   // Ids and names: 1-128 characters of [A-Za-z0-9._-], not starting with a dot.
-  // A durable cut of the head, which must be at `step`. May be repeated. A cut with this id from a history that was given up is replaced;
+  // Remembers the head, which must be at `step`, for PrepareCheckpoint with the same id and step: steps may go on at once. It costs no copy;
+  // blocks that are updated meanwhile take their room twice. The next snapshot, a new epoch or a restore gives it up.
+  absl::Status SnapshotCheckpoint(const std::string& id, uint64_t step) ABSL_LOCKS_EXCLUDED(cut_mu_, train_mu_, run_mu_);
+  // A durable cut of the snapshot, or else of the head, which must be at `step`; written beside the steps that go on. May be repeated. A cut with this id from a history that was given up is replaced;
   // ALREADY_EXISTS when it is the last committed one.
-  absl::Status PrepareCheckpoint(const std::string& id, uint64_t step) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_);
+  absl::Status PrepareCheckpoint(const std::string& id, uint64_t step) ABSL_LOCKS_EXCLUDED(cut_mu_, train_mu_, run_mu_);
   // OK when it is committed already; NOT_FOUND lists those there are. keep: committed ones to keep; 0 = options.keep_checkpoints.
   absl::Status CommitCheckpoint(const std::string& id, uint32_t keep = 0);
   absl::Status AbortCheckpoint(const std::string& id);    // OK when it is not there; FAILED_PRECONDITION when it is committed
   absl::Status DeleteCheckpoint(const std::string& id);   // OK when it is not there; FAILED_PRECONDITION for the last committed one
   // Makes a prepared or committed cut the head; afterwards it is the last committed one, and training goes on with a new epoch.
   // On error the head is as before. DATA_LOSS names block and file.
-  absl::Status RestoreCheckpoint(const std::string& id) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_);
+  absl::Status RestoreCheckpoint(const std::string& id) ABSL_LOCKS_EXCLUDED(cut_mu_, train_mu_, run_mu_);
   // Durability::kStep: gives up the steps after `step`, which lies between the last committed checkpoint and the head; a new epoch goes on
   // from there. After a crash, servers that acknowledged a step which others did not meet this way. OUT_OF_RANGE names what there is.
-  absl::Status Rewind(uint64_t step) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_);
+  absl::Status Rewind(uint64_t step) ABSL_LOCKS_EXCLUDED(cut_mu_, train_mu_, run_mu_);
   std::vector<CheckpointInfo> ListCheckpoints() const;    // oldest first
   // Reads every byte of a cut against its checksums and its manifest; what is damaged, each with block and directory. Beside training.
   absl::StatusOr<std::vector<std::string>> VerifyCheckpoint(const std::string& id) const;
@@ -209,7 +212,7 @@ class Shard {
   absl::Status ReadCheckpoint(const std::string& id, const CutReader::Position& position, uint64_t max_bytes,
                               const std::function<void(const CutReader::Piece&, const CutMarks&)>& visit) ABSL_LOCKS_EXCLUDED(transfer_mu_);
   absl::Status WriteCheckpoint(const std::string& id, uint64_t offset, absl::Span<const uint8_t> bytes) ABSL_LOCKS_EXCLUDED(transfer_mu_);
-  absl::Status FinishWriteCheckpoint(const std::string& id, const CutMarks& marks) ABSL_LOCKS_EXCLUDED(transfer_mu_, train_mu_);
+  absl::Status FinishWriteCheckpoint(const std::string& id, const CutMarks& marks) ABSL_LOCKS_EXCLUDED(transfer_mu_, cut_mu_);
   // The weights of a committed checkpoint as an immutable version. The same again is OK; another checkpoint's is ALREADY_EXISTS.
   absl::Status Publish(const std::string& checkpoint_id, const std::string& version);
   std::vector<std::string> ListVersions() const;
@@ -217,6 +220,7 @@ class Shard {
  private:
   friend class GradientPush;
   struct PendingStep;  // pushes of a step that is not applied yet
+  struct Snapshot;     // the head as it was when a checkpoint began
   struct Head;         // everything a cut holds: blocks and dedup marks
 
   Shard(const BankSpec& spec, const SlotMap& slot_map, const ShardOptions& options, size_t server_index);
@@ -240,6 +244,7 @@ class Shard {
   double SumRanks(PendingStep* pending) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
   absl::Status UpdateBlock(BlockId id, const Gradient& gradient, const RunSettings& run, uint64_t step, const ApplyParameters& parameters);
   absl::Status LoadRuns() ABSL_LOCKS_EXCLUDED(run_mu_);
+  absl::Status TakeSnapshot(const std::string& id, uint64_t step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cut_mu_, train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
   absl::StatusOr<Head> LoadCut(const Cut& cut) const;
   // The step log (shard_step_log.cc); all nothing with Durability::kCheckpoint.
   absl::Status LogGradients(const RunSettings& run, uint64_t step, PendingStep* pending) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
@@ -264,17 +269,21 @@ class Shard {
   const std::shared_ptr<BufferPool> buffers_;  // thread-safe
   PayloadCache generated_;                     // thread-safe: untouched blocks
   PayloadCache version_payloads_;              // thread-safe: blocks of published versions
-  std::unique_ptr<CheckpointStore> checkpoints_;  // changed under train_mu_ only, read by any thread
+  std::unique_ptr<CheckpointStore> checkpoints_;  // changed under cut_mu_ only, read by any thread
   std::unique_ptr<BlockTable> table_;             // thread-safe; gone before what it writes through
   ThreadPool pool_;
 
-  // One step, checkpoint or restore at a time.
+  // One checkpoint operation at a time; held over I/O, steps go on.
+  absl::Mutex cut_mu_ ABSL_ACQUIRED_BEFORE(train_mu_);
+
+  // One step, snapshot or restore at a time.
   mutable absl::Mutex train_mu_ ABSL_ACQUIRED_BEFORE(run_mu_);
 
   std::unique_ptr<StepLog> step_log_ ABSL_GUARDED_BY(train_mu_);
+  std::unique_ptr<Snapshot> snapshot_ ABSL_GUARDED_BY(train_mu_);
 
-  // Checkpoints going out and coming in; never held with another lock but train_mu_, which comes after it.
-  absl::Mutex transfer_mu_ ABSL_ACQUIRED_BEFORE(train_mu_);
+  // Checkpoints going out and coming in.
+  absl::Mutex transfer_mu_ ABSL_ACQUIRED_BEFORE(cut_mu_);
   std::unique_ptr<CutReader> reader_ ABSL_GUARDED_BY(transfer_mu_);
   std::unique_ptr<CutWriter> writer_ ABSL_GUARDED_BY(transfer_mu_);
 

@@ -16,8 +16,9 @@ absl::Span<const uint8_t> Bytes(const std::string& text) { return {reinterpret_c
 
 }  // namespace
 
-absl::Status Shard::PrepareCheckpoint(const std::string& id, uint64_t step) {
-  absl::MutexLock train(&train_mu_);
+// Null afterwards when the cut is there already.
+absl::Status Shard::TakeSnapshot(const std::string& id, uint64_t step) {
+  snapshot_.reset();
   CutMarks marks;
   {
     absl::MutexLock lock(&run_mu_);
@@ -40,29 +41,54 @@ absl::Status Shard::PrepareCheckpoint(const std::string& id, uint64_t step) {
     RETURN_IF_ERROR(checkpoints_->Delete(id));  // of a history that was given up
   }
   RETURN_IF_ERROR(LogCut(id, marks));
-  const absl::StatusOr<std::unique_ptr<BlockTable::Cut>> snapshot = table_->BeginCut();
-  if (!snapshot.ok()) return Annotate(snapshot.status(), fmt::format("checkpoint {}", id));
-  BlockTable::Cut& blocks = **snapshot;
-  RETURN_IF_ERROR(CheckFreeSpace(blocks.dirty_bytes()));
+  absl::StatusOr<std::unique_ptr<BlockTable::Cut>> blocks = table_->BeginCut();
+  if (!blocks.ok()) return Annotate(blocks.status(), fmt::format("checkpoint {}", id));
+  RETURN_IF_ERROR(CheckFreeSpace((*blocks)->dirty_bytes()));
+  snapshot_ = std::make_unique<Snapshot>(Snapshot{id, marks, *std::move(blocks)});
+  return absl::OkStatus();
+}
+
+absl::Status Shard::SnapshotCheckpoint(const std::string& id, uint64_t step) {
+  absl::MutexLock cut_lock(&cut_mu_);
+  absl::MutexLock train(&train_mu_);
+  if (snapshot_ != nullptr && snapshot_->id == id && snapshot_->marks.step == step) return absl::OkStatus();  // asked again
+  return TakeSnapshot(id, step);
+}
+
+absl::Status Shard::PrepareCheckpoint(const std::string& id, uint64_t step) {
+  absl::MutexLock cut_lock(&cut_mu_);
+  std::unique_ptr<Snapshot> snapshot;
+  {
+    absl::MutexLock train(&train_mu_);
+    if (const absl::StatusOr<Cut> existing = checkpoints_->Find(id); existing.ok()) {
+      absl::MutexLock lock(&run_mu_);
+      if (existing->marks == CutMarks{step, run_.run_id, run_.epoch}) return absl::OkStatus();  // asked again, the head may be ahead by now
+    }
+    const bool taken = snapshot_ != nullptr && snapshot_->id == id && snapshot_->marks.step == step;
+    if (!taken) RETURN_IF_ERROR(TakeSnapshot(id, step));
+    snapshot = std::move(snapshot_);
+  }
+  if (snapshot == nullptr) return absl::OkStatus();
   MEMBANK_FAIL_POINT("checkpoint.write.begun");
-  const absl::Status status = blocks.Write([&](const HeadStores& stores) -> absl::Status {
+  const absl::Status status = snapshot->blocks->Write([&](const HeadStores& stores) -> absl::Status {
     MEMBANK_FAIL_POINT("checkpoint.write.done");
-    RETURN_IF_ERROR(stores.state->Put(kMarksKey, Bytes(EncodeMarks(marks))));
-    return checkpoints_->Prepare(id, marks, blocks.digest(), stores);
+    RETURN_IF_ERROR(stores.state->Put(kMarksKey, Bytes(EncodeMarks(snapshot->marks))));
+    return checkpoints_->Prepare(id, snapshot->marks, snapshot->blocks->digest(), stores);
   });
   return status.ok() ? status : Annotate(status, fmt::format("checkpoint {}", id));
 }
 
 absl::Status Shard::CommitCheckpoint(const std::string& id, uint32_t keep) {
-  absl::MutexLock train(&train_mu_);
+  absl::MutexLock cut_lock(&cut_mu_);
   ASSIGN_OR_RETURN(const Cut cut, checkpoints_->Find(id));
   if (cut.committed > 0) return absl::OkStatus();
   RETURN_IF_ERROR(checkpoints_->Commit(id, keep));
+  absl::MutexLock train(&train_mu_);
   return LogCommit(cut);
 }
 
 absl::Status Shard::AbortCheckpoint(const std::string& id) {
-  absl::MutexLock train(&train_mu_);
+  absl::MutexLock cut_lock(&cut_mu_);
   const absl::StatusOr<Cut> cut = checkpoints_->Find(id);
   if (absl::IsNotFound(cut.status())) return absl::OkStatus();
   RETURN_IF_ERROR(cut.status());
@@ -72,7 +98,7 @@ absl::Status Shard::AbortCheckpoint(const std::string& id) {
 }
 
 absl::Status Shard::DeleteCheckpoint(const std::string& id) {
-  absl::MutexLock train(&train_mu_);
+  absl::MutexLock cut_lock(&cut_mu_);
   const absl::StatusOr<Cut> cut = checkpoints_->Find(id);
   if (absl::IsNotFound(cut.status())) return absl::OkStatus();
   RETURN_IF_ERROR(cut.status());
@@ -82,6 +108,7 @@ absl::Status Shard::DeleteCheckpoint(const std::string& id) {
 }
 
 absl::Status Shard::RestoreCheckpoint(const std::string& id) {
+  absl::MutexLock cut_lock(&cut_mu_);
   absl::MutexLock train(&train_mu_);
   ASSIGN_OR_RETURN(const Cut cut, checkpoints_->Find(id));
   ASSIGN_OR_RETURN(Head head, LoadCut(cut));
@@ -143,6 +170,7 @@ absl::StatusOr<Shard::Head> Shard::LoadCut(const Cut& cut) const {
 }
 
 void Shard::InstallHead(Head head, BlockTable::LiveStores stores) {
+  snapshot_.reset();
   table_->Install(std::move(head.blocks), std::move(stores));
   absl::MutexLock lock(&run_mu_);
   run_active_ = false;
@@ -163,7 +191,7 @@ std::vector<CheckpointInfo> Shard::ListCheckpoints() const {
 }
 
 absl::Status Shard::Publish(const std::string& checkpoint_id, const std::string& version) {
-  absl::MutexLock train(&train_mu_);
+  absl::MutexLock cut_lock(&cut_mu_);
   RETURN_IF_ERROR(CheckFreeSpace(0));
   return checkpoints_->Publish(checkpoint_id, version);
 }

@@ -29,6 +29,13 @@ struct Shard::PendingStep {
   std::optional<ApplyParameters> applying;  // half applied with these: only the same finish it
 };
 
+// The head as it was when a checkpoint began; steps go on beside it.
+struct Shard::Snapshot {
+  std::string id;
+  CutMarks marks;
+  std::unique_ptr<BlockTable::Cut> blocks;
+};
+
 // Everything a cut holds.
 struct Shard::Head {
   CutMarks marks;

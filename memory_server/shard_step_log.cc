@@ -78,6 +78,7 @@ absl::Status Shard::ApplyLogged(LoggedStep logged) {
 }
 
 absl::Status Shard::Rewind(uint64_t step) {
+  absl::MutexLock cut_lock(&cut_mu_);
   absl::MutexLock train(&train_mu_);
   if (options_.durability != Durability::kStep)
     return FailedPrecondition("server \"{}\" has durability class checkpoint, it can only go back to checkpoints; --durability step keeps steps",

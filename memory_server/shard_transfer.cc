@@ -78,7 +78,7 @@ absl::Status Shard::FinishWriteCheckpoint(const std::string& id, const CutMarks&
     return FailedPrecondition("no checkpoint {} is coming in on server \"{}\"; begin with byte 0", id, options_.server_id);
   RETURN_IF_ERROR(writer_->Finish(marks));
   {
-    absl::MutexLock train(&train_mu_);
+    absl::MutexLock cut_lock(&cut_mu_);
     RETURN_IF_ERROR(checkpoints_->Prepare(id, marks, writer_->digest(), writer_->stores()));
   }
   writer_.reset();

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "common/bank/gradient_codec.h"
 #include "common/base/crc32c.h"
 #include "common/base/json.h"
 #include "common/base/status_macros.h"
@@ -96,7 +97,7 @@ std::string SegmentJson(const std::string& spec_hash, const LogBase& base, bool 
 std::string GradientsJson(const RunSettings& run, uint64_t step, const RankGradients& gradients) {
   Json blocks = Json::array();
   for (const auto& [id, gradient] : gradients)
-    blocks.push_back({id.level, id.cluster, std::string(DTypeName(gradient.dtype)), gradient.bytes.size()});
+    blocks.push_back({id.level, id.cluster, std::string(GradientDTypeName(gradient.dtype)), gradient.bytes.size()});
   return Json{{"kind", "gradients"},
               {"step", step},
               {"run", {{"id", run.run_id}, {"epoch", run.epoch}, {"world_size", run.world_size}, {"staleness", run.staleness},
@@ -132,7 +133,7 @@ absl::StatusOr<LoggedStep> DecodeGradients(const LogRecord& record) {
     absl::Span<const uint8_t> left = record.data;
     for (const Json& block : record.json.at("blocks")) {
       const BlockId id{block.at(0), block.at(1)};
-      const absl::StatusOr<DType> dtype = ParseDType(block.at(2).get<std::string>());
+      const absl::StatusOr<DType> dtype = ParseGradientDType(block.at(2).get<std::string>());
       const uint64_t bytes = block.at(3);
       if (!dtype.ok() || bytes > left.size()) {
         unreadable = DataLoss("the gradients of step {} do not hold block {} as {} bytes of {}", logged.step, ToString(id), bytes,

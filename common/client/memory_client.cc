@@ -85,6 +85,9 @@ class RpcMemoryClient final : public MemoryClient {
   absl::StatusOr<std::vector<double>> AwaitStep(const StepId& step, std::chrono::milliseconds timeout) override;
   absl::StatusOr<JoinedRun> JoinRun(const RunMember& member, std::chrono::milliseconds timeout) override;
 
+  absl::Status SnapshotCheckpoint(const std::string& id, uint64_t step) override {
+    return Checkpoint(v1::CHECKPOINT_ACTION_SNAPSHOT, id, step).status();
+  }
   absl::Status PrepareCheckpoint(const std::string& id, uint64_t step) override {
     return Checkpoint(v1::CHECKPOINT_ACTION_PREPARE, id, step).status();
   }

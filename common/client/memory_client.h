@@ -96,6 +96,8 @@ class MemoryClient {
   // Rank 0, after BeginRun: describes the run to the others. They: wait for that and learn which run it is; once per epoch.
   virtual absl::StatusOr<JoinedRun> JoinRun(const RunMember& member, std::chrono::milliseconds timeout) = 0;
 
+  // Remembers the head on every server for PrepareCheckpoint with the same id and step, so that steps may go on at once.
+  virtual absl::Status SnapshotCheckpoint(const std::string& id, uint64_t step) = 0;
   virtual absl::Status PrepareCheckpoint(const std::string& id, uint64_t step) = 0;
   // keep: committed ones to keep on every server, this one included; 0: as many as each server's settings say.
   virtual absl::Status CommitCheckpoint(const std::string& id, uint32_t keep = 0) = 0;

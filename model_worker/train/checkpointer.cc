@@ -1,5 +1,6 @@
 #include "model_worker/train/checkpointer.h"
 
+#include <chrono>
 #include <filesystem>
 
 #include "common/base/file.h"
@@ -14,14 +15,39 @@ Checkpointer::Checkpointer(MemoryClient* client, const RunDirectory* directory, 
     : client_(client), directory_(directory), identity_(identity), description_(std::move(description)), keep_(keep),
       anchor_path_(std::move(anchor_path)) {}
 
-absl::StatusOr<std::string> Checkpointer::Write(uint64_t step, uint64_t server_step, const AnchorWeights& anchor,
-                                                const AnchorOptimizer* optimizer) {
+Checkpointer::~Checkpointer() {
+  if (writing_.valid()) writing_.wait();
+}
+
+absl::Status Checkpointer::Begin(uint64_t step, uint64_t server_step, const AnchorWeights& anchor, const AnchorOptimizer* optimizer) {
+  RETURN_IF_ERROR(Wait().status());
   const std::string id = CheckpointId(identity_, step);
+  if (optimizer != nullptr) {  // the next step changes the anchor
+    last_ = Write(id, step, server_step, &anchor, optimizer);
+    return last_.status();
+  }
+  RETURN_IF_ERROR(client_->SnapshotCheckpoint(id, server_step));
+  writing_ = std::async(std::launch::async, [this, id, step, server_step] { return Write(id, step, server_step, nullptr, nullptr); });
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> Checkpointer::Wait() {
+  if (writing_.valid()) last_ = writing_.get();
+  return last_;
+}
+
+absl::Status Checkpointer::Check() {
+  if (writing_.valid() && writing_.wait_for(std::chrono::seconds(0)) == std::future_status::ready) last_ = writing_.get();
+  return last_.status();
+}
+
+absl::StatusOr<std::string> Checkpointer::Write(const std::string& id, uint64_t step, uint64_t server_step, const AnchorWeights* anchor,
+                                                const AnchorOptimizer* optimizer) const {
   const std::string path = directory_->CheckpointPath(id);
   RETURN_IF_ERROR(client_->PrepareCheckpoint(id, server_step));
   // Step 0 is the anchor as --anchor has it.
   absl::Status written = MakeDirectories(path);
-  if (written.ok() && optimizer != nullptr && step > 0) written = WriteAnchor(path, anchor, *optimizer);
+  if (written.ok() && optimizer != nullptr && step > 0) written = WriteAnchor(path, *anchor, *optimizer);
   if (written.ok()) written = directory_->Commit({id, step, server_step, description_});
   if (!written.ok()) {
     const absl::Status aborted = client_->AbortCheckpoint(id);

@@ -5,6 +5,7 @@
 #include <random>
 #include <set>
 
+#include "common/bank/gradient_codec.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
 
@@ -44,7 +45,7 @@ absl::StatusOr<uint64_t> BringServersTo(const RunCheckpoint& checkpoint, const R
   ASSIGN_OR_RETURN(const BankStatus status, client.GetStatus());
   const bool kept = status.durable_steps && status.run_id == identity.run_id && status.head_step >= checkpoint.server_step;
   // A trainer's own state (a learning anchor, the error feedback of int8 gradients) and what other ranks know are of the checkpoint.
-  const bool stateless = options.mode == TrainMode::kFrozen && options.world_size == 1 && options.EffectiveGradientDType() != DType::kI8Rows;
+  const bool stateless = options.mode == TrainMode::kFrozen && options.world_size == 1 && options.EffectiveGradientDType() != kI8Rows;
   if (!stateless || !kept) {
     RETURN_IF_ERROR(client.RestoreCheckpoint(checkpoint.id));
     LOG_INFO("resuming {} from step {} (checkpoint {})", identity.run_id, checkpoint.step, checkpoint.id);

@@ -55,6 +55,7 @@ class Trainer {
     return last_step_ == step || (options_.checkpoint_every > 0 && step % options_.checkpoint_every == 0);
   }
   absl::Status LogApplied();
+  absl::Status BeginCheckpoint();
   absl::Status WriteCheckpoint();
 
   double LearningRate(uint64_t step) const {
@@ -166,7 +167,7 @@ absl::Status Trainer::Run() {
     RETURN_IF_ERROR(RunStep(step_ + 1));
     ++step_;
     if (CheckpointAfter(step_) && commits()) {
-      RETURN_IF_ERROR(WriteCheckpoint());
+      RETURN_IF_ERROR(last_step_ == step_ ? WriteCheckpoint() : BeginCheckpoint());
       step_watch_.Lap();  // a checkpoint is nobody's step
     }
     progress.Update(step_, fmt::format("loss {:.4f}  {:.0f} tokens/s", last_.loss, seconds_ > 0 ? tokens_ / seconds_ : 0.0));
@@ -178,6 +179,7 @@ absl::Status Trainer::Run() {
 }
 
 absl::Status Trainer::RunStep(uint64_t step) {
+  if (checkpointer_ != nullptr) RETURN_IF_ERROR(checkpointer_->Check());
   StepRecord record;
   record.step = step;
   BatchTotals totals;
@@ -279,12 +281,19 @@ absl::Status Trainer::LogApplied() {
   return absl::OkStatus();
 }
 
-absl::Status Trainer::WriteCheckpoint() {
+// Written beside the next steps, unless the anchor learns, too.
+absl::Status Trainer::BeginCheckpoint() {
   RETURN_IF_ERROR(committer_->WaitApplied(server_step()));
   RETURN_IF_ERROR(LogApplied());
   RETURN_IF_ERROR(log_->Sync());
-  ASSIGN_OR_RETURN(checkpoint_, checkpointer_->Write(step_, server_step(), model_->weights(), optimizer_.get()));
+  RETURN_IF_ERROR(checkpointer_->Begin(step_, server_step(), model_->weights(), optimizer_.get()));
   return log_->DrawChart();
+}
+
+absl::Status Trainer::WriteCheckpoint() {
+  RETURN_IF_ERROR(BeginCheckpoint());
+  ASSIGN_OR_RETURN(checkpoint_, checkpointer_->Wait());
+  return absl::OkStatus();
 }
 
 TrainSummary Trainer::Summary() const {

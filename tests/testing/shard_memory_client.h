@@ -34,7 +34,8 @@ class ShardMemoryClient : public MemoryClient {
     Open();
   }
 
-  // Called before every call that changes the servers, with its name; an error is returned instead of making the call.
+  // Called before every call that changes the servers, with its name; an error is returned instead of making the call. Steps and checkpoints
+  // come from different threads.
   std::function<absl::Status(const std::string& call)> intercept;
 
   std::set<BlockId> announced;  // by Prefetch
@@ -125,6 +126,9 @@ class ShardMemoryClient : public MemoryClient {
   }
   absl::StatusOr<JoinedRun> JoinRun(const RunMember& member, std::chrono::milliseconds timeout) override {
     return shards_[0]->JoinRun(member, absl::Now() + absl::FromChrono(timeout));
+  }
+  absl::Status SnapshotCheckpoint(const std::string& id, uint64_t step) override {
+    return OnAll("SnapshotCheckpoint", [&](Shard& shard) { return shard.SnapshotCheckpoint(id, step); });
   }
   absl::Status PrepareCheckpoint(const std::string& id, uint64_t step) override {
     return OnAll("PrepareCheckpoint", [&](Shard& shard) { return shard.PrepareCheckpoint(id, step); });

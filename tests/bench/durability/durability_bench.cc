@@ -6,9 +6,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/time/clock.h"
@@ -84,6 +86,29 @@ class Server {
   uint64_t step_ = 0;
 };
 
+// Checkpoints beside steps: how long a snapshot stops them, how long a step takes while the cut is written, how long the writing takes.
+struct Beside {
+  std::vector<double> snapshot, step, writing;
+};
+
+void CheckpointBesideSteps(Server& server, int number, Beside* beside) {
+  const std::string id = fmt::format("c{}", number);
+  const uint64_t at = server.step();
+  const absl::Time start = absl::Now();
+  Check(server.shard().SnapshotCheckpoint(id, at));
+  beside->snapshot.push_back(absl::ToDoubleSeconds(absl::Now() - start));
+  std::atomic<bool> written = false;
+  std::thread writer([&] {
+    Check(server.shard().PrepareCheckpoint(id, at));
+    Check(server.shard().CommitCheckpoint(id));
+    written = true;
+  });
+  do beside->step.push_back(server.StepSeconds());
+  while (!written);
+  writer.join();
+  beside->writing.push_back(absl::ToDoubleSeconds(absl::Now() - start));
+}
+
 uint64_t GradientBytes() {
   uint64_t bytes = 0;
   for (const BlockId block : Touched()) bytes += Spec().BlockBytes(block.level);
@@ -123,9 +148,12 @@ void Run(const std::string& directory) {
     with.push_back(b);
     plain.push_back(c);
   }
+  Beside beside;
+  for (int number = 1; number <= 5; ++number) CheckpointBesideSteps(checkpoint, number, &beside);
   const double seconds = Median(without), logged = Median(with), written = Median(plain);
-  fmt::print("{{\"gradient_mb\": {:.1f}, \"step_seconds\": {:.4f}, \"logged_step_seconds\": {:.4f}, \"plain_write_seconds\": {:.4f}}}\n",
-             GradientBytes() / 1e6, seconds, logged, written);
+  fmt::print("{{\"gradient_mb\": {:.1f}, \"step_seconds\": {:.4f}, \"logged_step_seconds\": {:.4f}, \"plain_write_seconds\": {:.4f}, "
+             "\"snapshot_seconds\": {:.6f}, \"step_beside_seconds\": {:.4f}, \"checkpoint_seconds\": {:.3f}}}\n",
+             GradientBytes() / 1e6, seconds, logged, written, Median(beside.snapshot), Median(beside.step), Median(beside.writing));
   std::filesystem::remove_all(directory);
 }
 

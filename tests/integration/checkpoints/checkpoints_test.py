@@ -57,9 +57,11 @@ def train(directory, servers, output, until=None):
 
 
 def flip(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 3] ^= 0x10
-    path.write_bytes(data)
+    with open(path, "r+b") as file:  # in place: a server may have it mapped
+        file.seek(path.stat().st_size // 3)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 0x10]))
 
 
 class RefusingS3(http.server.BaseHTTPRequestHandler):
@@ -198,7 +200,10 @@ def main():
             train(directory, one, output)
             export(one, directory / "from-one")
             assert stops[0] < stops[1] < STEPS, stops
-            assert resume_test.losses(output) == expected_losses, f"the losses differ; moved after steps {stops}"
+            for step, (expected_line, line) in enumerate(zip(expected_losses, resume_test.losses(output)), 1):
+                # The norm is a sum of the servers' sums in fp64, whose last bits depend on their number; the clip factor made of it is fp32.
+                assert abs(expected_line[2] - line[2]) <= 1e-12 * expected_line[2], (step, expected_line, line)
+                assert (*expected_line[:2], *expected_line[3:]) == (*line[:2], *line[3:]), f"step {step}, moved after {stops}: {line}, not {expected_line}"
             assert parts(directory / "from-one") == expected, f"the bank differs; moved after steps {stops}"
             print(f"ok  2 -> 3 -> 1 servers, moved after steps {stops}: losses and all bytes of blocks and optimizer are equal")
 

@@ -17,7 +17,7 @@ namespace {
 
 using testing_support::ServerProcess;
 
-constexpr int kKills = 10;
+constexpr int kKills = 8;
 constexpr std::chrono::milliseconds kTimeout(800);
 
 BankSpec Spec() {

@@ -135,6 +135,7 @@ class FakeMemory final : public MemoryClient {
   absl::StatusOr<JoinedRun> JoinRun(const RunMember&, std::chrono::milliseconds) override { return Unimplemented("serving does not train"); }
   absl::StatusOr<double> PrepareStep(const StepId&, std::chrono::milliseconds) override { return Unimplemented("serving does not train"); }
   absl::Status ApplyStep(const StepId&, const ApplyParameters&) override { return Unimplemented("serving does not train"); }
+  absl::Status SnapshotCheckpoint(const std::string&, uint64_t) override { return Unimplemented("serving does not train"); }
   absl::Status PrepareCheckpoint(const std::string&, uint64_t) override { return Unimplemented("serving does not train"); }
   absl::Status CommitCheckpoint(const std::string&, uint32_t) override { return Unimplemented("serving does not train"); }
   absl::Status AbortCheckpoint(const std::string&) override { return Unimplemented("serving does not train"); }

@@ -2,6 +2,7 @@
 // every call to the servers, and what is refused.
 #include "model_worker/train/trainer.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <map>
@@ -185,7 +186,7 @@ TEST_F(TrainerTest, WithDurableStepsNothingIsRepeated) {
   for (int crash_at = 1; crash_at < 27; crash_at += 5) {
     options.output = run_.Options(fmt::format("crashed-{}", crash_at)).output;
     ShardMemoryClient bank(run_.spec(), run_.path() + fmt::format("/bank-{}", crash_at), 2, Durability::kStep);
-    int calls = 0;
+    std::atomic<int> calls = 0;
     bank.intercept = [&](const std::string& call) {
       const bool at_the_end = call == "PrepareCheckpoint" && calls == 24;  // all 12 steps on both servers
       return (call == "ApplyStep" && ++calls == crash_at) || at_the_end ? absl::UnavailableError("the power went") : absl::OkStatus();
