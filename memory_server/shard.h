@@ -244,6 +244,8 @@ class Shard {
   double SumRanks(PendingStep* pending) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
   absl::Status UpdateBlock(BlockId id, const Gradient& gradient, const RunSettings& run, uint64_t step, const ApplyParameters& parameters);
   absl::Status LoadRuns() ABSL_LOCKS_EXCLUDED(run_mu_);
+  std::unique_ptr<Snapshot> ClaimSnapshot(const std::string& id, uint64_t step) ABSL_LOCKS_EXCLUDED(snapshot_mu_);
+  void SetSnapshot(std::unique_ptr<Snapshot> snapshot) ABSL_LOCKS_EXCLUDED(snapshot_mu_);
   absl::Status TakeSnapshot(const std::string& id, uint64_t step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cut_mu_, train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
   absl::StatusOr<Head> LoadCut(const Cut& cut) const;
   // The step log (shard_step_log.cc); all nothing with Durability::kCheckpoint.
@@ -280,7 +282,8 @@ class Shard {
   mutable absl::Mutex train_mu_ ABSL_ACQUIRED_BEFORE(run_mu_);
 
   std::unique_ptr<StepLog> step_log_ ABSL_GUARDED_BY(train_mu_);
-  std::unique_ptr<Snapshot> snapshot_ ABSL_GUARDED_BY(train_mu_);
+  absl::Mutex snapshot_mu_ ABSL_ACQUIRED_AFTER(train_mu_);  // the pointer only: PrepareCheckpoint takes it while a step waits for its room
+  std::unique_ptr<Snapshot> snapshot_ ABSL_GUARDED_BY(snapshot_mu_);
 
   // Checkpoints going out and coming in.
   absl::Mutex transfer_mu_ ABSL_ACQUIRED_BEFORE(cut_mu_);

@@ -16,9 +16,21 @@ absl::Span<const uint8_t> Bytes(const std::string& text) { return {reinterpret_c
 
 }  // namespace
 
+// Null when there is none of this cut.
+std::unique_ptr<Shard::Snapshot> Shard::ClaimSnapshot(const std::string& id, uint64_t step) {
+  absl::MutexLock lock(&snapshot_mu_);
+  if (snapshot_ == nullptr || snapshot_->id != id || snapshot_->marks.step != step) return nullptr;
+  return std::move(snapshot_);
+}
+
+void Shard::SetSnapshot(std::unique_ptr<Snapshot> snapshot) {
+  absl::MutexLock lock(&snapshot_mu_);
+  snapshot_.swap(snapshot);
+}
+
 // Null afterwards when the cut is there already.
 absl::Status Shard::TakeSnapshot(const std::string& id, uint64_t step) {
-  snapshot_.reset();
+  SetSnapshot(nullptr);
   CutMarks marks;
   {
     absl::MutexLock lock(&run_mu_);
@@ -44,29 +56,32 @@ absl::Status Shard::TakeSnapshot(const std::string& id, uint64_t step) {
   absl::StatusOr<std::unique_ptr<BlockTable::Cut>> blocks = table_->BeginCut();
   if (!blocks.ok()) return Annotate(blocks.status(), fmt::format("checkpoint {}", id));
   RETURN_IF_ERROR(CheckFreeSpace((*blocks)->dirty_bytes()));
-  snapshot_ = std::make_unique<Snapshot>(Snapshot{id, marks, *std::move(blocks)});
+  SetSnapshot(std::make_unique<Snapshot>(Snapshot{id, marks, *std::move(blocks)}));
   return absl::OkStatus();
 }
 
 absl::Status Shard::SnapshotCheckpoint(const std::string& id, uint64_t step) {
   absl::MutexLock cut_lock(&cut_mu_);
   absl::MutexLock train(&train_mu_);
-  if (snapshot_ != nullptr && snapshot_->id == id && snapshot_->marks.step == step) return absl::OkStatus();  // asked again
+  if (std::unique_ptr<Snapshot> again = ClaimSnapshot(id, step)) {
+    SetSnapshot(std::move(again));
+    return absl::OkStatus();
+  }
   return TakeSnapshot(id, step);
 }
 
 absl::Status Shard::PrepareCheckpoint(const std::string& id, uint64_t step) {
   absl::MutexLock cut_lock(&cut_mu_);
-  std::unique_ptr<Snapshot> snapshot;
-  {
+  // A snapshot that is there is taken without train_mu_: the step that holds it may be waiting for the room of this snapshot's images.
+  std::unique_ptr<Snapshot> snapshot = ClaimSnapshot(id, step);
+  if (snapshot == nullptr) {
     absl::MutexLock train(&train_mu_);
     if (const absl::StatusOr<Cut> existing = checkpoints_->Find(id); existing.ok()) {
       absl::MutexLock lock(&run_mu_);
       if (existing->marks == CutMarks{step, run_.run_id, run_.epoch}) return absl::OkStatus();  // asked again, the head may be ahead by now
     }
-    const bool taken = snapshot_ != nullptr && snapshot_->id == id && snapshot_->marks.step == step;
-    if (!taken) RETURN_IF_ERROR(TakeSnapshot(id, step));
-    snapshot = std::move(snapshot_);
+    RETURN_IF_ERROR(TakeSnapshot(id, step));
+    snapshot = ClaimSnapshot(id, step);
   }
   if (snapshot == nullptr) return absl::OkStatus();
   MEMBANK_FAIL_POINT("checkpoint.write.begun");
@@ -170,7 +185,7 @@ absl::StatusOr<Shard::Head> Shard::LoadCut(const Cut& cut) const {
 }
 
 void Shard::InstallHead(Head head, BlockTable::LiveStores stores) {
-  snapshot_.reset();
+  SetSnapshot(nullptr);
   table_->Install(std::move(head.blocks), std::move(stores));
   absl::MutexLock lock(&run_mu_);
   run_active_ = false;

@@ -106,7 +106,7 @@ absl::StatusOr<uint64_t> Shard::BeginRun(const RunSettings& settings) {
                                 settings.run_id, settings.first_step, options_.server_id, head_step_);
     for (const auto& [run_id, epoch] : run_epochs_) runs[run_id] = epoch;
   }
-  snapshot_.reset();
+  SetSnapshot(nullptr);
   // Only train_mu_ is held over the write: nobody else changes the runs meanwhile.
   runs[settings.run_id] = settings.epoch;
   RETURN_IF_ERROR(WriteFileAtomic(options_.data_directory + kRunsFile, runs.dump(1)));
