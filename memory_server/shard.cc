@@ -68,6 +68,7 @@ Shard::Shard(const BankSpec& spec, const SlotMap& slot_map, const ShardOptions& 
 
 Shard::~Shard() {
   Shutdown();
+  SetSnapshot(nullptr);  // its images are the table's
   table_.reset();
 }
 

@@ -246,6 +246,7 @@ class Shard {
   absl::Status LoadRuns() ABSL_LOCKS_EXCLUDED(run_mu_);
   std::unique_ptr<Snapshot> ClaimSnapshot(const std::string& id, uint64_t step) ABSL_LOCKS_EXCLUDED(snapshot_mu_);
   void SetSnapshot(std::unique_ptr<Snapshot> snapshot) ABSL_LOCKS_EXCLUDED(snapshot_mu_);
+  absl::Status CheckBegin(const RunSettings& settings) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(run_mu_);
   absl::Status TakeSnapshot(const std::string& id, uint64_t step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cut_mu_, train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
   absl::StatusOr<Head> LoadCut(const Cut& cut) const;
   // The step log (shard_step_log.cc); all nothing with Durability::kCheckpoint.

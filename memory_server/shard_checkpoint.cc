@@ -124,8 +124,9 @@ absl::Status Shard::DeleteCheckpoint(const std::string& id) {
 
 absl::Status Shard::RestoreCheckpoint(const std::string& id) {
   absl::MutexLock cut_lock(&cut_mu_);
-  absl::MutexLock train(&train_mu_);
   ASSIGN_OR_RETURN(const Cut cut, checkpoints_->Find(id));
+  SetSnapshot(nullptr);  // before train_mu_: the step that holds it may be waiting for the room of images that nobody will write
+  absl::MutexLock train(&train_mu_);
   ASSIGN_OR_RETURN(Head head, LoadCut(cut));
   MEMBANK_FAIL_POINT("restore.loaded");
   ASSIGN_OR_RETURN(BlockTable::LiveStores stores, checkpoints_->OpenHead(cut));

@@ -85,25 +85,36 @@ absl::Status Shard::LoadRuns() {
   return absl::OkStatus();
 }
 
+absl::Status Shard::CheckBegin(const RunSettings& settings) const {
+  if (stopping_) return Unavailable("server \"{}\" is shutting down", options_.server_id);
+  const auto known = run_epochs_.find(settings.run_id);
+  if (known != run_epochs_.end() && settings.epoch <= known->second)
+    return Aborted("run {} epoch {} is fenced: epoch {} was begun on server \"{}\"; begin a larger one", settings.run_id, settings.epoch,
+                   known->second, options_.server_id);
+  if (torn_step_ != 0)
+    return FailedPrecondition("the head of server \"{}\" holds half of step {}, which was given up while it was applied; restore a checkpoint",
+                              options_.server_id, torn_step_);
+  if (settings.first_step != head_step_ + 1)
+    return FailedPrecondition("run {} wants to begin with step {}, the head of server \"{}\" is at step {}; restore the checkpoint that the "
+                              "run goes on from",
+                              settings.run_id, settings.first_step, options_.server_id, head_step_);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<uint64_t> Shard::BeginRun(const RunSettings& settings) {
   RETURN_IF_ERROR(CheckSettings(settings, spec_.dtype));
+  {
+    absl::MutexLock lock(&run_mu_);
+    if (run_active_ && settings == run_) return head_step_;
+    RETURN_IF_ERROR(CheckBegin(settings));
+  }
+  SetSnapshot(nullptr);  // before train_mu_: the step that holds it may be waiting for the room of images that nobody will write
   absl::MutexLock train(&train_mu_);
   Json runs = Json::object();
   {
     absl::MutexLock lock(&run_mu_);
-    if (stopping_) return Unavailable("server \"{}\" is shutting down", options_.server_id);
     if (run_active_ && settings == run_) return head_step_;
-    const auto known = run_epochs_.find(settings.run_id);
-    if (known != run_epochs_.end() && settings.epoch <= known->second)
-      return Aborted("run {} epoch {} is fenced: epoch {} was begun on server \"{}\"; begin a larger one", settings.run_id, settings.epoch,
-                     known->second, options_.server_id);
-    if (torn_step_ != 0)
-      return FailedPrecondition("the head of server \"{}\" holds half of step {}, which was given up while it was applied; restore a checkpoint",
-                                options_.server_id, torn_step_);
-    if (settings.first_step != head_step_ + 1)
-      return FailedPrecondition("run {} wants to begin with step {}, the head of server \"{}\" is at step {}; restore the checkpoint that the "
-                                "run goes on from",
-                                settings.run_id, settings.first_step, options_.server_id, head_step_);
+    RETURN_IF_ERROR(CheckBegin(settings));
     for (const auto& [run_id, epoch] : run_epochs_) runs[run_id] = epoch;
   }
   SetSnapshot(nullptr);

@@ -109,6 +109,14 @@ TEST_P(SnapshotTest, ANewEpochOrARestoreGivesItUp) {
   EXPECT_CODE(shard->PrepareCheckpoint("t", 2), kFailedPrecondition, "is at step 1");
 }
 
+TEST_P(SnapshotTest, AServerMayStopWithASnapshotNobodyWrote) {
+  Open();
+  ASSERT_OK(Begin(1));
+  for (uint64_t step = 1; step <= 2; ++step) ASSERT_OK(TrainAdamW(step));
+  ASSERT_OK(shard->SnapshotCheckpoint("s", 2));
+  shard.reset();
+}
+
 INSTANTIATE_TEST_SUITE_P(DTypes, SnapshotTest, ::testing::Values(DType::kF32, DType::kBF16),
                          [](const auto& info) { return std::string(DTypeName(info.param)); });
 

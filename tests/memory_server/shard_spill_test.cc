@@ -2,7 +2,9 @@
 #include <gtest/gtest.h>
 
 #include <random>
+#include <thread>
 
+#include "absl/synchronization/notification.h"
 #include "tests/memory_server/shard_fixture.h"
 
 namespace membank {
@@ -80,6 +82,49 @@ TEST_P(SpillTest, EqualsTheRunThatFits) {
 
 INSTANTIATE_TEST_SUITE_P(Engines, SpillTest, ::testing::Values(Engine{"InMemory", InMemoryBlockStore::Open, 60}, Engine{"RocksDb", RocksDbStore::Open, 10}),
                          [](const auto& info) { return info.param.name; });
+
+// A trainer that died between its snapshot and PrepareCheckpoint: its images hold the room that the next step waits for.
+class OrphanTest : public ::testing::Test, protected ShardFixture {
+ protected:
+  OrphanTest() : ShardFixture(DType::kF32, InMemoryBlockStore::Open, 5) { options.memory_budget_bytes = BlockTable::MinimumBudget(spec); }
+
+  void SetUp() override {
+    ASSERT_OK(TryOpen());
+    ASSERT_OK(Begin(1, 1, 0, OptimizerKind::kAdamW));
+    ASSERT_OK(TrainAll(1));
+    ASSERT_OK(Checkpoint("one"));
+    ASSERT_OK(TrainAll(2));
+    ASSERT_OK(shard->SnapshotCheckpoint("orphan", 2));
+    stuck_ = std::thread([this] { stuck_status_ = TrainAll(3); done_.Notify(); });
+    ASSERT_FALSE(done_.WaitForNotificationWithTimeout(absl::Milliseconds(300))) << "the step did not need the room: " << stuck_status_;
+  }
+  void TearDown() override { stuck_.join(); }
+
+  absl::Status TrainAll(uint64_t step) {
+    Contribution blocks;
+    for (const BlockId id : AllBlocks()) blocks.emplace_back(id, 0.5f);
+    return Train(step, blocks, {0.5f, 1e-2f, 1e-2f});
+  }
+
+  std::thread stuck_;
+  absl::Status stuck_status_;
+  absl::Notification done_;
+};
+
+TEST_F(OrphanTest, ARestoreFreesIt) {
+  ASSERT_OK(shard->RestoreCheckpoint("one"));
+  EXPECT_EQ(shard->Status().head_step, 1u);
+  ASSERT_OK(Begin(2, 1, 0, OptimizerKind::kAdamW));
+  ASSERT_OK(TrainAll(2));
+}
+
+TEST_F(OrphanTest, ANewRunFreesIt) {
+  EXPECT_CODE(Begin(2, 1, 0, OptimizerKind::kAdamW), kFailedPrecondition, "is at step 3");
+  ASSERT_OK(Begin(2, 1, 0, OptimizerKind::kAdamW));
+  ASSERT_OK(TrainAll(4));
+}
+
+TEST_F(OrphanTest, AServerThatStopsFreesIt) { shard->Shutdown(); }
 
 }  // namespace
 }  // namespace membank

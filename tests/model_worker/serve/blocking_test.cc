@@ -1,6 +1,7 @@
 // A blocked prefix (promise P6): caches warm, the answer soon equals, bit for bit, the one with those blocks zeroed; what runs with them ends.
 #include <atomic>
 
+#include "absl/container/flat_hash_set.h"
 #include "tests/model_worker/serve/serve_fixture.h"
 
 namespace membank::serve_test {
@@ -82,8 +83,15 @@ TEST_F(BlockingTest, WhatRunsWithABlockedBlockEnds) {
   GenerateTask task = Task("go on", Leaf(9));
   task.sampling.max_tokens = 450;
   task.sampling.ignore_eos = true;
+  // However fast the machine is: once all have begun, the engine's thread waits for the news.
+  constexpr int kSequences = 16;
+  absl::flat_hash_set<const Collector*> begun;
+  const auto wait_for_news = [&](const Collector* sink) {
+    begun.insert(sink);
+    for (int i = 0; begun.size() == kSequences && watch_.epoch() < 2 && i < 1000; ++i) absl::SleepFor(kLease / 100);
+  };
   std::vector<std::shared_ptr<Collector>> running;
-  for (int i = 0; i < 16; ++i) running.push_back(Submit(task));
+  for (int i = 0; i < kSequences; ++i) running.push_back(Submit(task, wait_for_news));
   for (auto& sink : running) ASSERT_TRUE(sink->WaitForTokens(1));
   BlockPrefix();
   for (auto& sink : running) {

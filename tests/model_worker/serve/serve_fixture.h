@@ -2,6 +2,7 @@
 // gathers an answer.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -159,12 +160,12 @@ class FakeMemory final : public MemoryClient {
 
 class Collector final : public GenerateSink {
  public:
+  // `then` runs on the engine's thread after each output is kept.
+  explicit Collector(std::function<void(const Collector*)> then = nullptr) : then_(std::move(then)) {}
+
   void OnOutput(GenerateOutput output) override {
-    absl::MutexLock lock(&mu_);
-    EXPECT_EQ(FindInvalidUtf8(output.text), std::string_view::npos);
-    text_ += output.text;
-    for (TokenOutput& token : output.prompt) prompt_.push_back(std::move(token));
-    for (TokenOutput& token : output.tokens) tokens_.push_back(std::move(token));
+    Keep(std::move(output));
+    if (then_ != nullptr) then_(this);
   }
   void OnEnd(const absl::Status& status, const GenerateSummary& summary) override {
     status_ = status;
@@ -190,6 +191,13 @@ class Collector final : public GenerateSink {
   const GenerateSummary& summary() const { return summary_; }
 
  private:
+  void Keep(GenerateOutput output) {
+    absl::MutexLock lock(&mu_);
+    EXPECT_EQ(FindInvalidUtf8(output.text), std::string_view::npos);
+    text_ += output.text;
+    for (TokenOutput& token : output.prompt) prompt_.push_back(std::move(token));
+    for (TokenOutput& token : output.tokens) tokens_.push_back(std::move(token));
+  }
   std::vector<int32_t> Ids(const std::vector<TokenOutput>& tokens) {
     absl::MutexLock lock(&mu_);
     std::vector<int32_t> ids;
@@ -197,6 +205,7 @@ class Collector final : public GenerateSink {
     return ids;
   }
 
+  const std::function<void(const Collector*)> then_;
   absl::Mutex mu_;
   std::string text_;
   std::vector<TokenOutput> prompt_, tokens_;
@@ -240,8 +249,8 @@ class ServeTest : public ::testing::Test {
     return task;
   }
 
-  std::shared_ptr<Collector> Submit(GenerateTask task) {
-    auto sink = std::make_shared<Collector>();
+  std::shared_ptr<Collector> Submit(GenerateTask task, std::function<void(const Collector*)> then = nullptr) {
+    auto sink = std::make_shared<Collector>(std::move(then));
     auto ticket = engine_->Generate(std::move(task), sink);
     EXPECT_TRUE(ticket.ok()) << ticket.status();
     ticket_ = ticket.value_or(0);
