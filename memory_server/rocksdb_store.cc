@@ -15,6 +15,7 @@
 #include "absl/synchronization/mutex.h"
 #include "common/base/file.h"
 #include "common/base/status_macros.h"
+#include "memory_server/patient_file_system.h"
 
 namespace membank {
 namespace {
@@ -33,6 +34,7 @@ rocksdb::Options MakeOptions(StoreAccess access) {
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
   rocksdb::Options options;
   options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
+  options.env = PatientEnv();
   options.create_if_missing = !read_only;
   options.compression = rocksdb::kNoCompression;
   options.write_buffer_size = 16 << 20;  // for small values only

@@ -4,7 +4,7 @@
 // deletes and restores checkpoints and publishes versions; when a call fails it goes back to the newest checkpoint, as a trainer does. It
 // checks that no acknowledged checkpoint or version is lost, and compares every block after every restore and round.
 //
-//   expected_state --slot-map FILE --seed N [--rounds N | --stop-file FILE] [--check-only]
+//   expected_state --slot-map FILE --seed N [--rounds N | --stop-file FILE] [--check-only | --check-beside]
 //
 // Exit 0: everything held; the last line is a JSON object of counts. Exit 1: the first violation on stderr.
 #include <chrono>
@@ -26,12 +26,13 @@ using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
 constexpr uint32_t kRanks = 2;
+constexpr uint64_t kRoundSteps = 4;  // at most, between a checkpoint and the restore of it
 constexpr auto kGiveUp = std::chrono::seconds(60);  // without progress
 
 struct Options {
   std::string slot_map, stop_file;
   uint64_t seed = 1, rounds = 10;
-  bool check_only = false;
+  bool check_only = false, check_beside = false;
 };
 
 // A violation of what is promised; everything else that goes wrong is a fault to recover from.
@@ -95,7 +96,21 @@ class Trainer {
     }
   }
 
-  void CheckNow() { CheckBlocks(Insist("status", [&] { return client_.GetStatus(); }).head_step, ""); }
+  void CheckNow() { CheckBlocks(Head(), ""); }
+
+  // While another trainer works: it may be some steps on, or back at its last checkpoint, between two looks.
+  void CheckBeside() {
+    const uint64_t before = Head();
+    const auto blocks = Read("");
+    const uint64_t after = Head();
+    const uint64_t first = std::min(before, after) - std::min<uint64_t>(std::min(before, after), kRoundSteps), last = std::max(before, after) + 1;
+    for (const auto& [id, values] : blocks) {
+      uint64_t step = first;
+      while (step < last && values.back() != -Expected(id, step)) ++step;
+      CheckBlock(id, values, step, "the head");
+    }
+    ++counts_["comparisons"];
+  }
 
   const std::map<std::string, uint64_t>& counts() const { return counts_; }
 
@@ -223,14 +238,18 @@ class Trainer {
     return BeginRun();
   }
 
-  // Every element that starts at zero holds minus the sum of all steps up to `step`.
+  uint64_t Head() { return Insist("status", [&] { return client_.GetStatus(); }).head_step; }
+
   void CheckBlocks(uint64_t step, const std::string& version) {
-    std::vector<std::vector<float>> values;
+    for (const auto& [id, values] : Read(version)) CheckBlock(id, values, step, version.empty() ? "the head" : version);
+    ++counts_["comparisons"];
+  }
+
+  std::vector<std::pair<BlockId, std::vector<float>>> Read(const std::string& version) {
+    std::vector<std::pair<BlockId, std::vector<float>>> blocks;
+    for (BlockId id : blocks_) blocks.emplace_back(id, std::vector<float>(spec_.BlockElements(id.level)));
     std::vector<BlockFetch> fetches;
-    for (BlockId id : blocks_) {
-      values.emplace_back(spec_.BlockElements(id.level));
-      fetches.push_back({id, {reinterpret_cast<uint8_t*>(values.back().data()), values.back().size() * sizeof(float)}});
-    }
+    for (auto& [id, values] : blocks) fetches.push_back({id, {reinterpret_cast<uint8_t*>(values.data()), values.size() * sizeof(float)}});
     FetchOptions options;
     options.bank_version = version;
     options.timeout = milliseconds(5000);
@@ -238,18 +257,24 @@ class Trainer {
       RETURN_IF_ERROR(client_.Fetch(absl::MakeSpan(fetches), options));
       return true;
     });
-    for (size_t i = 0; i < blocks_.size(); ++i) {
-      const BlockId id = blocks_[i];
-      int64_t expected = 0;
-      for (uint64_t s = 1; s <= step; ++s)
-        for (uint32_t rank = 0; rank < kRanks; ++rank) expected += Gradient(s, id, rank);
-      const FfnLayerRange last = FfnLayer(spec_, id.level, spec_.layers - 1);
-      for (uint64_t element = last.down; element < last.end; ++element) {
-        Require(values[i][element] == -static_cast<float>(expected), "block {} of {} at step {}: element {} is {}, expected {}", ToString(id),
-                version.empty() ? "the head" : version, step, element, values[i][element], -expected);
-      }
+    return blocks;
+  }
+
+  static float Expected(BlockId id, uint64_t step) {
+    int64_t sum = 0;
+    for (uint64_t s = 1; s <= step; ++s)
+      for (uint32_t rank = 0; rank < kRanks; ++rank) sum += Gradient(s, id, rank);
+    return static_cast<float>(sum);
+  }
+
+  // Every element that starts at zero holds minus the sum of all steps up to `step`.
+  void CheckBlock(BlockId id, const std::vector<float>& values, uint64_t step, const std::string& version) const {
+    const float expected = -Expected(id, step);
+    const FfnLayerRange last = FfnLayer(spec_, id.level, spec_.layers - 1);
+    for (uint64_t element = last.down; element < last.end; ++element) {
+      Require(values[element] == expected, "block {} of {} at step {}: element {} is {}, expected {}", ToString(id), version, step, element,
+              values[element], expected);
     }
-    ++counts_["comparisons"];
   }
 
   MemoryClient& client_;
@@ -275,6 +300,8 @@ int Run(const Options& options) {
   try {
     if (options.check_only) {
       trainer.CheckNow();
+    } else if (options.check_beside) {
+      trainer.CheckBeside();
     } else {
       trainer.Begin();
       for (uint64_t round = 0; options.stop_file.empty() ? round < options.rounds : !std::filesystem::exists(options.stop_file); ++round) trainer.Round();
@@ -299,6 +326,7 @@ int main(int argc, char** argv) {
   app.add_option("--rounds", options.rounds, "Rounds to run");
   app.add_option("--stop-file", options.stop_file, "Run until this file exists, instead of --rounds");
   app.add_flag("--check-only", options.check_only, "Compare every block with the head's step, and end");
+  app.add_flag("--check-beside", options.check_beside, "The same while another trainer works: with the steps the head may be at");
   CLI11_PARSE(app, argc, argv);
   return membank::Run(options);
 }

@@ -201,20 +201,20 @@ def strike_disk(directory, choice, times):
                         os.posix_fallocate(ballast.fileno(), 0, shutil.disk_usage(disk).free - choice.choice([0, 1 << 20, 12 << 20]))
                 time.sleep(1)
                 trainer.check_alive()
-                check(servers.slot_map)  # reads go on
+                for name in NAMES:
+                    assert servers.running[name].poll() is None, f"{name} died on the full disk:\n{servers.log(name)}"
+                check(servers.slot_map, "--check-beside")  # reads go on
                 (disk / "ballast").unlink()
             counts = trainer.stop()
-            for name in NAMES:
-                assert servers.running[name].poll() is None, f"{name} died on the full disk:\n{servers.log(name)}"
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
     assert counts.get("refused_for_space", 0) > 0, "no call was refused for space: the disk was never full"
     return f"{times} fills, {counts['refused_for_space']} rounds refused", counts
 
 
-def check(slot_map):
+def check(slot_map, how="--check-only"):
     """Every block against the head's step."""
-    result = subprocess.run([BINARIES / "../tests/expected_state", "--slot-map", slot_map, "--check-only"], capture_output=True, text=True, timeout=90)
+    result = subprocess.run([BINARIES / "../tests/expected_state", "--slot-map", slot_map, how], capture_output=True, text=True, timeout=90)
     assert result.returncode == 0, result.stderr
 
 

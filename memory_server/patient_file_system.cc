@@ -1,0 +1,70 @@
+#include "memory_server/patient_file_system.h"
+
+#include <rocksdb/env.h>
+#include <rocksdb/file_system.h>
+
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "common/base/log.h"
+
+namespace membank {
+namespace {
+
+using rocksdb::IODebugContext;
+using rocksdb::IOOptions;
+using rocksdb::IOStatus;
+
+constexpr absl::Duration kPatience = absl::Seconds(30), kLookAgain = absl::Milliseconds(100);
+
+class PatientFile final : public rocksdb::FSWritableFileOwnerWrapper {
+ public:
+  PatientFile(std::string name, std::unique_ptr<rocksdb::FSWritableFile> file)
+      : FSWritableFileOwnerWrapper(std::move(file)), name_(std::move(name)) {}
+
+  IOStatus Append(const rocksdb::Slice& data, const IOOptions& options, IODebugContext* debug) override {
+    WaitForRoom(data.size(), options, debug);
+    return target()->Append(data, options, debug);
+  }
+  IOStatus Append(const rocksdb::Slice& data, const IOOptions& options, const rocksdb::DataVerificationInfo& verification,
+                  IODebugContext* debug) override {
+    WaitForRoom(data.size(), options, debug);
+    return target()->Append(data, options, verification, debug);
+  }
+
+ private:
+  // A file system that cannot allocate shows in the write itself.
+  void WaitForRoom(uint64_t bytes, const IOOptions& options, IODebugContext* debug) {
+    if (bytes == 0) return;
+    const uint64_t offset = target()->GetFileSize(options, debug);
+    const absl::Time deadline = absl::Now() + kPatience;
+    for (bool told = false; target()->Allocate(offset, bytes, options, debug).IsNoSpace() && absl::Now() < deadline; told = true) {
+      if (!told) LOG_WARN("{}: no room for {} bytes; waiting {} for space, reads go on", name_, bytes, absl::FormatDuration(kPatience));
+      absl::SleepFor(kLookAgain);
+    }
+  }
+
+  const std::string name_;
+};
+
+class PatientFileSystem final : public rocksdb::FileSystemWrapper {
+ public:
+  PatientFileSystem() : FileSystemWrapper(rocksdb::FileSystem::Default()) {}
+
+  const char* Name() const override { return "membank"; }
+
+  IOStatus NewWritableFile(const std::string& name, const rocksdb::FileOptions& options, std::unique_ptr<rocksdb::FSWritableFile>* file,
+                           IODebugContext* debug) override {
+    const IOStatus status = target()->NewWritableFile(name, options, file, debug);
+    if (status.ok()) *file = std::make_unique<PatientFile>(name, std::move(*file));
+    return status;
+  }
+};
+
+}  // namespace
+
+rocksdb::Env* PatientEnv() {
+  static rocksdb::Env* const env = rocksdb::NewCompositeEnv(std::make_shared<PatientFileSystem>()).release();
+  return env;
+}
+
+}  // namespace membank
