@@ -154,15 +154,8 @@ absl::Status Publish(const BankCommand& command) {
 
 // --- options -------------------------------------------------------------------------------------------------------------------------
 
-CLI::App* Add(CLI::App* parent, const char* name, const char* help, const std::shared_ptr<BankCommand>& command,
-              absl::Status (*run)(const BankCommand&)) {
-  CLI::App* app = parent->add_subcommand(name, help);
-  SetAction(app, [command, run] { return run(*command); });
-  return app;
-}
-
 void AddCreate(CLI::App* bank, const std::shared_ptr<BankCommand>& command) {
-  CLI::App* create = Add(bank, "create", "write the spec of a new bank beside an anchor and a cluster tree", command, Create);
+  CLI::App* create = AddCommand(bank, "create", "write the spec of a new bank beside an anchor and a cluster tree", command, Create);
   create->add_option("--anchor", command->anchor, "Hugging Face directory or GGUF file")->required()->check(CLI::ExistingPath);
   create->add_option("--tree", command->tree, "cluster tree; decides fan-out and depth")->required()->check(CLI::ExistingFile);
   create->add_option("--widths", command->widths, "inner units r per level, as 256,64,16,0; 0 = level unused")->required()->delimiter(',');
@@ -185,12 +178,12 @@ void AddBankCommand(CLI::App& app) {
 
   CLI::App* slots = bank->add_subcommand("slots", "which server holds which blocks");
   slots->require_subcommand(1);
-  CLI::App* init = Add(slots, "init", "write a slot map that stripes all blocks evenly", command, InitSlots);
+  CLI::App* init = AddCommand(slots, "init", "write a slot map that stripes all blocks evenly", command, InitSlots);
   init->add_option("--server", command->slot_servers, "ID=ADDRESS, once per server, as m0=127.0.0.1:7101")->required();
   init->add_option("--output", command->output, "slot map file to write")->required();
 
-  CLI::App* status = Add(bank, "status", "spec, servers, head step, versions, bytes", command, ShowStatus);
-  CLI::App* publish = Add(bank, "publish", "turn a committed checkpoint into an immutable version for serving", command, Publish);
+  CLI::App* status = AddCommand(bank, "status", "spec, servers, head step, versions, bytes", command, ShowStatus);
+  CLI::App* publish = AddCommand(bank, "publish", "turn a committed checkpoint into an immutable version for serving", command, Publish);
   publish->add_option("--checkpoint", command->checkpoint, "id of a committed checkpoint, or latest")->capture_default_str();
   publish->add_option("--version", command->version, "name of the version")->required();
   for (CLI::App* online : {status, publish}) {

@@ -65,8 +65,7 @@ absl::Status ListOwners(const AccessCommand& command) {
 
 CLI::App* Add(CLI::App* parent, const char* name, const char* help, const std::shared_ptr<AccessCommand>& command,
               absl::Status (*run)(const AccessCommand&)) {
-  CLI::App* app = parent->add_subcommand(name, help);
-  SetAction(app, [command, run] { return run(*command); });
+  CLI::App* app = AddCommand(parent, name, help, command, run);
   command->servers.AddOptions(app);
   return app;
 }

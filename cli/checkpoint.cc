@@ -110,13 +110,6 @@ absl::Status Import(const CheckpointCommand& command) {
   return absl::OkStatus();
 }
 
-CLI::App* Add(CLI::App* parent, const char* name, const char* help, const std::shared_ptr<CheckpointCommand>& command,
-              absl::Status (*run)(const CheckpointCommand&)) {
-  CLI::App* app = parent->add_subcommand(name, help);
-  SetAction(app, [command, run] { return run(*command); });
-  return app;
-}
-
 }  // namespace
 
 void AddCheckpointCommand(CLI::App& app) {
@@ -124,13 +117,13 @@ void AddCheckpointCommand(CLI::App& app) {
   import_command->id.clear();
   CLI::App* checkpoint = app.add_subcommand("checkpoint", "list, verify, restore, delete a bank's checkpoints; copy one out and in");
   checkpoint->require_subcommand(1);
-  CLI::App* list = Add(checkpoint, "list", "checkpoints that every server has, oldest first", command, List);
-  CLI::App* verify = Add(checkpoint, "verify", "read every byte on every server against its checksums and the manifests", command, Verify);
-  CLI::App* restore = Add(checkpoint, "restore", "make a checkpoint the head of every server; what came after it is given up", command, Restore);
-  CLI::App* remove = Add(checkpoint, "delete", "remove a checkpoint from every server; never the last committed one", command, Delete);
-  CLI::App* out = Add(checkpoint, "export", "copy a committed checkpoint to a directory or to S3", command, Export);
-  CLI::App* in = Add(checkpoint, "import", "bring a copy onto these servers, however many there are, and make it their head", import_command, Import);
-  CLI::App* verify_backup = Add(checkpoint, "verify-backup", "read every byte of a copy against its manifest", command, VerifyBackupAt);
+  CLI::App* list = AddCommand(checkpoint, "list", "checkpoints that every server has, oldest first", command, List);
+  CLI::App* verify = AddCommand(checkpoint, "verify", "read every byte on every server against its checksums and the manifests", command, Verify);
+  CLI::App* restore = AddCommand(checkpoint, "restore", "make a checkpoint the head of every server; what came after it is given up", command, Restore);
+  CLI::App* remove = AddCommand(checkpoint, "delete", "remove a checkpoint from every server; never the last committed one", command, Delete);
+  CLI::App* out = AddCommand(checkpoint, "export", "copy a committed checkpoint to a directory or to S3", command, Export);
+  CLI::App* in = AddCommand(checkpoint, "import", "bring a copy onto these servers, however many there are, and make it their head", import_command, Import);
+  CLI::App* verify_backup = AddCommand(checkpoint, "verify-backup", "read every byte of a copy against its manifest", command, VerifyBackupAt);
   for (CLI::App* online : {list, verify, restore, remove, out}) command->servers.AddOptions(online);
   import_command->servers.AddOptions(in);
   for (CLI::App* one : {verify, restore, out})

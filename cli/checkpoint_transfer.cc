@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/bank/block_frame.h"
+#include "common/base/bytes.h"
 #include "common/base/crc32c.h"
 #include "common/base/json.h"
 #include "common/base/progress.h"
@@ -19,8 +20,6 @@ using Json = nlohmann::json;
 constexpr int kFormat = 1;
 constexpr uint64_t kPartBytes = 64 << 20, kPieceBytes = 1 << 20;
 constexpr char kManifest[] = "manifest.json";
-
-absl::Span<const uint8_t> Bytes(std::string_view text) { return {reinterpret_cast<const uint8_t*>(text.data()), text.size()}; }
 
 struct Part {
   std::string name;
@@ -107,7 +106,7 @@ class ServerFrames {
       done_ = true;
       return absl::OkStatus();
     }
-    ASSIGN_OR_RETURN(frame_, DecodeFrameHeader(Bytes(std::string_view(buffer_).substr(used_))));
+    ASSIGN_OR_RETURN(frame_, DecodeFrameHeader(AsBytes(std::string_view(buffer_).substr(used_))));
     return absl::OkStatus();
   }
   absl::Status CopyFrame(PartWriter* out) {
@@ -192,7 +191,7 @@ class FrameRouter {
   };
 
   absl::Status BeginFrame() {
-    ASSIGN_OR_RETURN(const BlockFrame frame, DecodeFrameHeader(Bytes(header_)));
+    ASSIGN_OR_RETURN(const BlockFrame frame, DecodeFrameHeader(AsBytes(header_)));
     if (!spec_.Contains(frame.id)) return DataLoss("the backup holds block {}, which is not in the bank", ToString(frame.id));
     owner_ = client_.slot_map().OwnerOf(frame.id);
     left_ = frame.weights_bytes + frame.state_bytes;

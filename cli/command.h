@@ -4,6 +4,8 @@
 #pragma once
 
 #include <functional>
+#include <memory>
+#include <utility>
 
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
@@ -15,6 +17,14 @@ namespace membank {
 //   command->add_option("--output", options->output, "...")->required();
 //   SetAction(command, [options] { return Build(*options); });
 void SetAction(CLI::App* command, std::function<absl::Status()> action);
+
+// A leaf sub-command of `parent` that calls run(*options).
+template <typename Options>
+CLI::App* AddCommand(CLI::App* parent, const char* name, const char* help, std::shared_ptr<Options> options, absl::Status (*run)(const Options&)) {
+  CLI::App* app = parent->add_subcommand(name, help);
+  SetAction(app, [options = std::move(options), run] { return run(*options); });
+  return app;
+}
 
 // Runs the action of the command that was chosen; OK when none was.
 absl::Status RunChosenAction();

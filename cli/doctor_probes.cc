@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,6 +14,7 @@
 
 #include "common/base/buffer.h"
 #include "common/base/crc32c.h"
+#include "common/base/file.h"
 #include "common/base/status_macros.h"
 
 namespace membank {
@@ -94,9 +94,9 @@ absl::StatusOr<SocketPair> ConnectOverLoopback() {
 
 absl::StatusOr<DiskRates> MeasureDisk(const std::string& directory, uint64_t bytes) {
   DiskRates rates;
-  struct statvfs info;
-  if (::statvfs(directory.c_str(), &info) != 0) return absl::ErrnoToStatus(errno, "--directory " + directory);
-  rates.free_bytes = uint64_t{info.f_bavail} * info.f_frsize;
+  const absl::StatusOr<uint64_t> free = FreeBytes(directory);
+  if (!free.ok()) return Annotate(free.status(), "--directory");
+  rates.free_bytes = *free;
   if (rates.free_bytes < 2 * bytes) {
     return ResourceExhausted("--directory {} has {} bytes free, measuring the disk needs {}; free some, or use a smaller --megabytes", directory,
                              rates.free_bytes, 2 * bytes);

@@ -4,14 +4,13 @@
 #include <deque>
 #include <string>
 
+#include "common/base/bytes.h"
 #include "common/base/status_macros.h"
 
 namespace membank {
 namespace {
 
 constexpr uint64_t kBatchBytes = 64 << 20;  // of one atomic write
-
-absl::Span<const uint8_t> Bytes(const std::string& text) { return {reinterpret_cast<const uint8_t*>(text.data()), text.size()}; }
 
 Buffer Copy(absl::Span<const uint8_t> bytes, BufferPool* buffers) {
   if (bytes.empty()) return Buffer();
@@ -26,7 +25,7 @@ class BatchWriter {
   explicit BatchWriter(BlockStore* store) : store_(store) {}
   absl::Status Add(std::string key, std::string header, std::vector<absl::Span<const uint8_t>> arrays) {
     headers_.push_back(std::move(header));
-    BlockStore::Write write{std::move(key), {Bytes(headers_.back())}};
+    BlockStore::Write write{std::move(key), {AsBytes(headers_.back())}};
     for (absl::Span<const uint8_t> array : arrays) bytes_ += array.size(), write.parts.push_back(array);
     batch_.push_back(std::move(write));
     return bytes_ >= kBatchBytes ? Apply() : absl::OkStatus();

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "absl/time/clock.h"
-#include "common/base/crc32c.h"
 #include "common/base/log.h"
 #include "common/base/metrics.h"
 #include "common/base/status_macros.h"
@@ -14,13 +13,6 @@ namespace {
 
 constexpr uint64_t kWriteBytes = 64 << 20;                   // of one write: what a cut may have to wait for
 constexpr absl::Duration kRetryWrite = absl::Seconds(1);
-
-// Folds blocks, in ascending order, into a cut's digest.
-void AddToDigest(BlockId id, uint64_t version, uint32_t crc, CutDigest* digest) {
-  const uint32_t words[] = {id.level, id.cluster, static_cast<uint32_t>(version), static_cast<uint32_t>(version >> 32), crc};
-  digest->crc32c = ExtendCrc32c(digest->crc32c, words, sizeof(words));
-  ++digest->blocks;
-}
 
 }  // namespace
 
@@ -174,7 +166,7 @@ absl::StatusOr<std::unique_ptr<BlockTable::Cut>> BlockTable::BeginCut() {
     if (entry->version > 0) entries.push_back(entry);
   std::sort(entries.begin(), entries.end(), [](const Entry* a, const Entry* b) { return a->id < b->id; });
   for (const Entry* const entry : entries) {
-    AddToDigest(entry->id, entry->version, entry->crc32c, &cut->digest_);
+    cut->digest_.Add(entry->id, entry->version, entry->crc32c);
     if (!entry->dirty()) continue;
     cut->dirty_.push_back({entry->id, entry->version, entry->crc32c, entry->payload, entry->state});
     cut->dirty_bytes_ += entry->bytes();

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "common/base/bytes.h"
 #include "common/base/status_macros.h"
 #include "memory_server/block_image.h"
 #include "memory_server/block_record.h"
@@ -85,7 +86,7 @@ absl::Status CutWriter::Write(uint64_t offset, absl::Span<const uint8_t> bytes) 
 }
 
 absl::Status CutWriter::TakeHeader() {
-  ASSIGN_OR_RETURN(frame_, DecodeFrameHeader({reinterpret_cast<const uint8_t*>(header_.data()), header_.size()}));
+  ASSIGN_OR_RETURN(frame_, DecodeFrameHeader(AsBytes(header_)));
   RETURN_IF_ERROR(check_block_(frame_.id));
   if (digest_.blocks > 0 && frame_.id <= last_block_)
     return InvalidArgument("block {} came behind block {}; blocks ascend", ToString(frame_.id), ToString(last_block_));
@@ -112,8 +113,7 @@ absl::Status CutWriter::StoreBlock() {
 
 absl::Status CutWriter::Finish(const CutMarks& marks) {
   if (!header_.empty()) return DataLoss("checkpoint {} ends in the middle of block {}, after byte {}", id_, ToString(frame_.id), received_);
-  const std::string text = EncodeMarks(marks);
-  RETURN_IF_ERROR(stores_.state->Put(kMarksKey, {reinterpret_cast<const uint8_t*>(text.data()), text.size()}));
+  RETURN_IF_ERROR(stores_.state->Put(kMarksKey, AsBytes(EncodeMarks(marks))));
   RETURN_IF_ERROR(stores_.weights->Flush());
   return stores_.state->Flush();
 }

@@ -10,7 +10,6 @@
 namespace membank {
 namespace {
 
-constexpr absl::Duration kLookAgain = absl::Seconds(1);
 
 absl::Status Gone() { return Cancelled("the caller is gone"); }
 
@@ -19,15 +18,6 @@ absl::Status Gone() { return Cancelled("the caller is gone"); }
 absl::Status WithWrongSlot(const Shard& shard, BlockId id, absl::Status status) {
   if (status.ErasePayload(kSlotMapEpochPayload)) AddWrongSlot(shard.server_id(), shard.slot_map().epoch(), id, &status);
   return status;
-}
-
-absl::Status WaitForStep(Shard* shard, const std::atomic<bool>& cancelled, uint64_t min_step, absl::Time deadline) {
-  while (true) {
-    const absl::Time slice = std::min(deadline, absl::Now() + kLookAgain);
-    absl::Status status = shard->WaitForStep(min_step, slice);
-    if (status.code() != absl::StatusCode::kDeadlineExceeded || slice == deadline) return status;
-    if (cancelled) return Gone();
-  }
 }
 
 FetchCall::FetchCall(Shard* shard, ThreadPool* readers, CallThreads* waiters, grpc::CallbackServerContext* context,
@@ -80,7 +70,8 @@ absl::Status FetchCall::Check() const {
 }
 
 void FetchCall::WaitThenStart(absl::Time deadline) {
-  const absl::Status status = WaitForStep(shard_, cancelled_, request_.min_step(), deadline);
+  const absl::Status status =
+      WaitInSlices(deadline, [this] { return cancelled_.load(); }, [this](absl::Time until) { return shard_->WaitForStep(request_.min_step(), until); });
   if (!status.ok()) return End(status);
   ReadNext();
   WriteNext();

@@ -71,7 +71,4 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
 // `status` with the shard's slot-map epoch as the wire's WrongSlot detail, when it is about a block of another server.
 absl::Status WithWrongSlot(const Shard& shard, BlockId id, absl::Status status);
 
-// Waits until shard->head >= min_step; looks every second whether the caller is still there.
-absl::Status WaitForStep(Shard* shard, const std::atomic<bool>& cancelled, uint64_t min_step, absl::Time deadline);
-
 }  // namespace membank

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "common/base/bytes.h"
 #include "common/base/crc32c.h"
 #include "common/base/file.h"
 #include "common/base/status_macros.h"
@@ -12,8 +13,6 @@ namespace {
 
 // blocks.bin: records of {key size: u32, value size: u64, key, value}, little-endian, then the CRC32C of all of it.
 constexpr char kFile[] = "/blocks.bin";
-
-absl::Span<const uint8_t> Bytes(const std::string& text) { return {reinterpret_cast<const uint8_t*>(text.data()), text.size()}; }
 
 template <typename T>
 void Append(std::string* out, T value) {
@@ -79,21 +78,21 @@ absl::Status InMemoryBlockStore::Get(std::string_view key, const std::function<v
   absl::ReaderMutexLock lock(&mu_);
   const auto it = values_.find(key);
   if (it == values_.end()) return NotFound("block store {} has no such key", directory_);
-  visit(Bytes(it->second));
+  visit(AsBytes(it->second));
   return absl::OkStatus();
 }
 
 absl::Status InMemoryBlockStore::Scan(std::string_view prefix, const Visitor& visit) {
   absl::ReaderMutexLock lock(&mu_);
   for (auto it = values_.lower_bound(prefix); it != values_.end() && std::string_view(it->first).starts_with(prefix); ++it)
-    RETURN_IF_ERROR(visit(it->first, Bytes(it->second)));
+    RETURN_IF_ERROR(visit(it->first, AsBytes(it->second)));
   return absl::OkStatus();
 }
 
 absl::Status InMemoryBlockStore::Seek(std::string_view key, const Visitor& visit) {
   absl::ReaderMutexLock lock(&mu_);
   const auto it = values_.lower_bound(key);
-  return it == values_.end() ? absl::OkStatus() : visit(it->first, Bytes(it->second));
+  return it == values_.end() ? absl::OkStatus() : visit(it->first, AsBytes(it->second));
 }
 
 absl::Status InMemoryBlockStore::Verify() {

@@ -1,6 +1,7 @@
 #include "memory_server/memory_service.h"
 
 #include "absl/time/clock.h"
+#include "common/base/bytes.h"
 #include "common/base/status_macros.h"
 #include "common/base/version.h"
 #include "common/rpc/status.h"
@@ -45,18 +46,11 @@ absl::StatusOr<RunSettings> FromProto(const v1::BeginRunRequest& request) {
   return settings;
 }
 
-// wait(until) -> absl::StatusOr<T>, in slices: a caller that has gone does not hold its thread until the deadline.
+// wait(until) -> absl::StatusOr<T>, until a little before the caller gives up by itself, so that it hears what it waited for.
 template <typename Wait>
 auto UntilDeadline(grpc::CallbackServerContext* context, const Wait& wait) -> decltype(wait(absl::Time())) {
-  // A little before the caller gives up by itself, so that it hears what it waited for.
   const absl::Duration left = absl::FromChrono(context->deadline()) - absl::Now();
-  const absl::Time deadline = absl::Now() + left - std::min(left / 4, absl::Seconds(1));
-  for (;;) {
-    if (context->IsCancelled()) return Cancelled("the caller is gone");
-    const absl::Time slice = std::min(deadline, absl::Now() + absl::Seconds(1));
-    auto result = wait(slice);
-    if (result.status().code() != absl::StatusCode::kDeadlineExceeded || slice == deadline) return result;
-  }
+  return WaitInSlices(absl::Now() + left - std::min(left / 4, absl::Seconds(1)), [context] { return context->IsCancelled(); }, wait);
 }
 
 void SetHeadStep(uint64_t step) {
@@ -256,8 +250,7 @@ grpc::ServerUnaryReactor* MemoryService::WriteCheckpoint(grpc::CallbackServerCon
       return FailedPrecondition("the checkpoint belongs to a bank with spec hash {}, this bank's is {}", request->spec_hash(), shard_->spec_hash());
     const v1::CheckpointMarks& marks = request->marks();
     if (request->finish()) return shard_->FinishWriteCheckpoint(request->id(), {marks.step(), marks.run_id(), marks.run_epoch()});
-    const std::string& data = request->data();
-    return shard_->WriteCheckpoint(request->id(), request->offset(), {reinterpret_cast<const uint8_t*>(data.data()), data.size()});
+    return shard_->WriteCheckpoint(request->id(), request->offset(), AsBytes(request->data()));
   });
 }
 

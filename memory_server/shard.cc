@@ -1,8 +1,6 @@
 // Opening, reading and status. shard_training.cc has runs and steps, shard_checkpoint.cc has checkpoints and versions.
 #include "memory_server/shard.h"
 
-#include <sys/statvfs.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <thread>
@@ -217,9 +215,7 @@ absl::Status Shard::WaitForStep(uint64_t min_step, absl::Time deadline) {
 }
 
 absl::Status Shard::CheckFreeSpace(uint64_t needed_bytes) const {
-  struct statvfs info;
-  if (::statvfs(options_.data_directory.c_str(), &info) != 0) return absl::ErrnoToStatus(errno, "statvfs " + options_.data_directory);
-  const uint64_t free_bytes = uint64_t{info.f_bavail} * info.f_frsize;
+  ASSIGN_OR_RETURN(const uint64_t free_bytes, FreeBytes(options_.data_directory));
   if (free_bytes >= options_.min_free_bytes + needed_bytes) return absl::OkStatus();
   return ResourceExhausted("the file system of {} has {} bytes free, {} are needed and {} must stay free; free space and try again, reads go on",
                            options_.data_directory, free_bytes, needed_bytes, options_.min_free_bytes);

@@ -3,6 +3,7 @@
 #include <deque>
 #include <utility>
 
+#include "common/base/bytes.h"
 #include "common/base/fail_point.h"
 #include "common/base/status_macros.h"
 #include "memory_server/block_record.h"
@@ -11,8 +12,6 @@
 
 namespace membank {
 namespace {
-
-absl::Span<const uint8_t> Bytes(const std::string& text) { return {reinterpret_cast<const uint8_t*>(text.data()), text.size()}; }
 
 }  // namespace
 
@@ -87,7 +86,7 @@ absl::Status Shard::PrepareCheckpoint(const std::string& id, uint64_t step) {
   MEMBANK_FAIL_POINT("checkpoint.write.begun");
   const absl::Status status = snapshot->blocks->Write([&](const HeadStores& stores) -> absl::Status {
     MEMBANK_FAIL_POINT("checkpoint.write.done");
-    RETURN_IF_ERROR(stores.state->Put(kMarksKey, Bytes(EncodeMarks(snapshot->marks))));
+    RETURN_IF_ERROR(stores.state->Put(kMarksKey, AsBytes(EncodeMarks(snapshot->marks))));
     return checkpoints_->Prepare(id, snapshot->marks, snapshot->blocks->digest(), stores);
   });
   return status.ok() ? status : Annotate(status, fmt::format("checkpoint {}", id));

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "common/base/bytes.h"
 #include "common/base/crc32c.h"
 #include "common/base/file.h"
 #include "common/base/log.h"
@@ -16,8 +17,6 @@ namespace membank {
 namespace {
 
 namespace fs = std::filesystem;
-
-absl::Span<const uint8_t> Bytes(const std::string& text) { return {reinterpret_cast<const uint8_t*>(text.data()), text.size()}; }
 
 absl::Status WriteAt(int file, absl::Span<const uint8_t> bytes, uint64_t* offset, const std::string& path) {
   while (!bytes.empty()) {
@@ -204,11 +203,11 @@ absl::Status StepLog::Append(const std::string& json, absl::Span<const absl::Spa
   Segment& segment = segments_.back();
   const std::string head = EncodeLogRecord(json, data_bytes, data_crc);
   uint64_t offset = segment.bytes;
-  absl::Status written = WriteAt(file_, Bytes(head), &offset, segment.path);
+  absl::Status written = WriteAt(file_, AsBytes(head), &offset, segment.path);
   for (size_t i = 0; i < data.size() && written.ok(); ++i) written = WriteAt(file_, data[i], &offset, segment.path);
   const uint64_t end = segment.bytes + LogRecordBytes(json.size(), data_bytes);
   const std::string padding(kLogAlignment, '\0');
-  if (written.ok()) written = WriteAt(file_, Bytes(padding).subspan(0, end - offset), &offset, segment.path);
+  if (written.ok()) written = WriteAt(file_, AsBytes(padding).subspan(0, end - offset), &offset, segment.path);
   if (written.ok()) {
     segment.bytes = end;
     return absl::OkStatus();

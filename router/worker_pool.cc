@@ -147,11 +147,6 @@ std::vector<v1::WorkerState> WorkerPool::States() const {
   return states;
 }
 
-bool WorkerPool::AnyHealthy() const {
-  absl::MutexLock lock(&mu_);
-  return std::any_of(workers_.begin(), workers_.end(), [](const auto& worker) { return worker->state.healthy(); });
-}
-
 std::optional<v1::WorkerStatus> WorkerPool::AnyBank() const {
   absl::MutexLock lock(&mu_);
   for (const auto& worker : workers_) {

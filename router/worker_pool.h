@@ -60,7 +60,6 @@ class WorkerPool {
   absl::StatusOr<Lease> Pick(std::optional<uint64_t> affinity, const std::set<std::string>& exclude = {}) ABSL_LOCKS_EXCLUDED(mu_);
 
   std::vector<v1::WorkerState> States() const ABSL_LOCKS_EXCLUDED(mu_);
-  bool AnyHealthy() const ABSL_LOCKS_EXCLUDED(mu_);
   // What a healthy worker that has a bank said last.
   std::optional<v1::WorkerStatus> AnyBank() const ABSL_LOCKS_EXCLUDED(mu_);
 

@@ -39,4 +39,7 @@ class MappedFile {
   size_t size_;
 };
 
+// What an unprivileged process may still write on the file system of this directory.
+absl::StatusOr<uint64_t> FreeBytes(const std::string& directory);
+
 }  // namespace membank

@@ -1,14 +1,9 @@
 #include "common/client/checkpoint_client.h"
 
-#include <thread>
-
 #include "absl/time/clock.h"
 #include "common/base/status_macros.h"
-#include "common/client/retry.h"
-#include "common/client/topology.h"
-#include "common/rpc/status.h"
+#include "common/client/peer_call.h"
 #include "common/rpc/wire.h"
-#include "grpcpp/client_context.h"
 
 namespace membank {
 namespace {
@@ -25,16 +20,9 @@ class RpcCheckpointClient final : public CheckpointClient {
     request.set_action(v1::CHECKPOINT_ACTION_VERIFY);
     request.set_id(id);
     std::vector<v1::CheckpointReply> replies(topology_->peers.size());
-    std::vector<absl::Status> results(replies.size());
-    std::vector<std::thread> threads;
-    for (size_t i = 0; i < replies.size(); ++i)
-      threads.emplace_back([&, i] { results[i] = Call(i, &v1::MemoryService::Stub::Checkpoint, request, &replies[i]); });
-    for (std::thread& thread : threads) thread.join();
+    RETURN_IF_ERROR(InParallel(replies.size(), [&](size_t i) { return Call(i, &v1::MemoryService::Stub::Checkpoint, request, &replies[i]); }));
     std::vector<std::string> damage;
-    for (size_t i = 0; i < replies.size(); ++i) {
-      RETURN_IF_ERROR(results[i]);
-      damage.insert(damage.end(), replies[i].damage().begin(), replies[i].damage().end());
-    }
+    for (const v1::CheckpointReply& reply : replies) damage.insert(damage.end(), reply.damage().begin(), reply.damage().end());
     return damage;
   }
 
@@ -75,14 +63,7 @@ class RpcCheckpointClient final : public CheckpointClient {
   template <typename Request, typename Reply>
   absl::Status Call(size_t server, grpc::Status (v1::MemoryService::Stub::*method)(grpc::ClientContext*, const Request&, Reply*),
                     const Request& request, Reply* reply) const {
-    const MemoryPeer& peer = topology_->peers[server];
-    const absl::Time deadline = absl::Now() + absl::FromChrono(options_.call_timeout);
-    return RetryWhileUnavailable(deadline, [&](bool wait) {
-      grpc::ClientContext context;
-      context.set_deadline(absl::ToChronoTime(deadline));
-      context.set_wait_for_ready(wait);
-      return FromGrpc((peer.stub.get()->*method)(&context, request, reply), peer.name);
-    });
+    return CallPeer(topology_->peers[server], absl::Now() + absl::FromChrono(options_.call_timeout), true, method, request, reply);
   }
 
   const MemoryClientOptions options_;

@@ -11,6 +11,7 @@
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
 #include "common/client/block_streams.h"
+#include "common/client/peer_call.h"
 #include "common/client/retry.h"
 #include "common/client/topology.h"
 #include "common/rpc/status.h"
@@ -24,32 +25,6 @@ namespace {
 constexpr uint64_t kSplitBytes = 1 << 20;
 
 using Topology = std::shared_ptr<const MemoryTopology>;
-
-// work(i) for every i at once, each on a thread of its own: a call may wait for another call's step, so no pool may run dry.
-// The first error by index.
-absl::Status InParallel(size_t count, const std::function<absl::Status(size_t)>& work) {
-  std::vector<absl::Status> results(count);
-  std::vector<std::thread> threads;
-  for (size_t i = 1; i < count; ++i) threads.emplace_back([&, i] { results[i] = work(i); });
-  if (count > 0) results[0] = work(0);
-  for (std::thread& thread : threads) thread.join();
-  for (absl::Status& status : results) RETURN_IF_ERROR(status);
-  return absl::OkStatus();
-}
-
-// One unary call; UNAVAILABLE is retried when `retry`.
-template <typename Request, typename Reply>
-absl::Status CallPeer(const MemoryPeer& peer, absl::Time deadline, bool retry,
-                      grpc::Status (v1::MemoryService::Stub::*method)(grpc::ClientContext*, const Request&, Reply*), const Request& request,
-                      Reply* reply) {
-  const auto call = [&](bool wait) {
-    grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(deadline));
-    context.set_wait_for_ready(wait);
-    return FromGrpc((peer.stub.get()->*method)(&context, request, reply), peer.name);
-  };
-  return retry ? RetryWhileUnavailable(deadline, call) : call(false);
-}
 
 void ToProto(const StepId& step, v1::StepId* out) {
   out->set_run_id(step.run_id);

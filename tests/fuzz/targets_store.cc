@@ -1,6 +1,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "common/base/bytes.h"
 #include "common/base/crc32c.h"
 #include "common/base/file.h"
 #include "memory_server/block_record.h"
@@ -11,8 +12,6 @@
 
 namespace membank::fuzz {
 namespace {
-
-absl::Span<const uint8_t> Bytes(std::string_view text) { return {reinterpret_cast<const uint8_t*>(text.data()), text.size()}; }
 
 // A byte, then key and record. With an odd byte the record gets the checksum of what is there.
 void RunBlockRecord(std::string_view input) {
@@ -25,15 +24,15 @@ void RunBlockRecord(std::string_view input) {
       const uint32_t crc = Crc32c(record.data() + header, record.size() - header);
       std::memcpy(record.data() + 4, &crc, sizeof(crc));
     }
-    (void)DecodeWeights(Bytes(record), record.size() - std::min<size_t>(record.size(), 16)).ok();
-    (void)DecodeState(Bytes(record)).ok();
+    (void)DecodeWeights(AsBytes(record), record.size() - std::min<size_t>(record.size(), 16)).ok();
+    (void)DecodeState(AsBytes(record)).ok();
   }
 }
 
 std::vector<std::string> BlockRecordSeeds() {
   const std::string payload = "0123456789abcdef";
-  WeightsRecord weights{3, Crc32c(payload.data(), payload.size()), Bytes(payload)};
-  StateRecord state{3, 2, Bytes(payload), Bytes(std::string_view(payload).substr(8)), Bytes(std::string_view(payload).substr(8))};
+  WeightsRecord weights{3, Crc32c(payload.data(), payload.size()), AsBytes(payload)};
+  StateRecord state{3, 2, AsBytes(payload), AsBytes(std::string_view(payload).substr(8)), AsBytes(std::string_view(payload).substr(8))};
   const std::string key = MakePiece(BlockKey({1, 2}));
   return {"\1" + key + EncodeWeightsHeader(weights) + payload, "\1" + key + EncodeStateHeader(state) + payload + payload};
 }
@@ -72,7 +71,7 @@ std::vector<std::string> BlockFileSeeds() {
   const std::string directory = ScratchDirectory() + "/seed_store";
   std::filesystem::remove_all(directory);
   const auto store = InMemoryBlockStore::Open(directory, StoreAccess::kReadWrite);
-  if (!store.ok() || !(*store)->Put("key", Bytes("value")).ok() || !(*store)->Put("other", Bytes("")).ok() || !(*store)->Flush().ok()) return {};
+  if (!store.ok() || !(*store)->Put("key", AsBytes("value")).ok() || !(*store)->Put("other", AsBytes("")).ok() || !(*store)->Flush().ok()) return {};
   std::vector<std::string> seeds;
   for (const auto& entry : std::filesystem::directory_iterator(directory)) {
     if (entry.path().filename() == "blocks.bin") seeds.push_back(*ReadFile(entry.path()));
@@ -116,14 +115,14 @@ void RunCheckpointStream(std::string_view input) {
   CutWriter writer("c", spec, std::move(stores), [&](BlockId id) { return spec.Contains(id) ? absl::OkStatus() : absl::NotFoundError("no such block"); });
   const std::string_view stream = pieces.Rest();
   for (size_t at = 0; at < stream.size(); at += size)
-    if (!writer.Write(at, Bytes(stream.substr(at, size))).ok()) return;
+    if (!writer.Write(at, AsBytes(stream.substr(at, size))).ok()) return;
   (void)writer.Finish({1, "r", 1}).ok();
 }
 
 std::vector<std::string> CheckpointStreamSeeds() {
   const std::string payload(12, '\0');
-  const std::string weights = EncodeWeightsHeader({3, Crc32c(payload.data(), payload.size()), Bytes(payload)}) + payload;
-  const std::string state = EncodeStateHeader({3, 1, {}, Bytes(payload), Bytes(payload)}) + payload + payload;
+  const std::string weights = EncodeWeightsHeader({3, Crc32c(payload.data(), payload.size()), AsBytes(payload)}) + payload;
+  const std::string state = EncodeStateHeader({3, 1, {}, AsBytes(payload), AsBytes(payload)}) + payload + payload;
   return {"\x07" + EncodeFrameHeader({{1, 1}, weights.size(), state.size()}) + weights + state};
 }
 

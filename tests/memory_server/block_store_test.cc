@@ -9,6 +9,7 @@
 #include <fstream>
 #include <thread>
 
+#include "common/base/bytes.h"
 #include "memory_server/in_memory_block_store.h"
 #include "memory_server/rocksdb_store.h"
 
@@ -33,7 +34,6 @@ class BlockStoreTest : public ::testing::TestWithParam<Engine> {
     EXPECT_TRUE(store.ok()) << store.status();
     return store.ok() ? *std::move(store) : nullptr;
   }
-  static absl::Span<const uint8_t> Bytes(const std::string& text) { return {reinterpret_cast<const uint8_t*>(text.data()), text.size()}; }
   static absl::StatusOr<std::string> Get(BlockStore& store, std::string_view key) {
     std::string value;
     const absl::Status status = store.Get(key, [&](absl::Span<const uint8_t> bytes) { value.assign(bytes.begin(), bytes.end()); });
@@ -56,8 +56,8 @@ const std::string kBinaryKey("b\0\xff\0\n", 5);
 TEST_P(BlockStoreTest, PutGetDelete) {
   auto store = Open("a");
   EXPECT_EQ(Get(*store, "x").status().code(), absl::StatusCode::kNotFound);
-  EXPECT_TRUE(store->Put(kBinaryKey, Bytes("one")).ok());
-  EXPECT_TRUE(store->Put(kBinaryKey, Bytes("two")).ok());
+  EXPECT_TRUE(store->Put(kBinaryKey, AsBytes("one")).ok());
+  EXPECT_TRUE(store->Put(kBinaryKey, AsBytes("two")).ok());
   EXPECT_TRUE(store->Put("empty", {}).ok());
   EXPECT_EQ(*Get(*store, kBinaryKey), "two");
   EXPECT_EQ(*Get(*store, "empty"), "");
@@ -68,9 +68,9 @@ TEST_P(BlockStoreTest, PutGetDelete) {
 
 TEST_P(BlockStoreTest, AValueIsTheConcatenationOfItsParts) {
   auto store = Open("a");
-  ASSERT_TRUE(store->Put("old", Bytes("value")).ok());
+  ASSERT_TRUE(store->Put("old", AsBytes("value")).ok());
   const std::string large(3 << 20, 'z');
-  const std::vector<BlockStore::Write> batch = {{"k", {Bytes("head"), {}, Bytes(large)}}, {"old", {}, true}, {"l", {Bytes("x")}}};
+  const std::vector<BlockStore::Write> batch = {{"k", {AsBytes("head"), {}, AsBytes(large)}}, {"old", {}, true}, {"l", {AsBytes("x")}}};
   ASSERT_TRUE(store->Apply(batch).ok());
   EXPECT_EQ(*Get(*store, "k"), "head" + large);
   EXPECT_EQ(*Get(*store, "l"), "x");
@@ -80,11 +80,11 @@ TEST_P(BlockStoreTest, AValueIsTheConcatenationOfItsParts) {
 TEST_P(BlockStoreTest, ABatchIsAtomicToReaders) {
   auto store = Open("a");
   std::atomic<bool> stop = false;
-  ASSERT_TRUE(store->Apply(std::vector<BlockStore::Write>{{"x", {Bytes("0")}}, {"y", {Bytes("0")}}}).ok());
+  ASSERT_TRUE(store->Apply(std::vector<BlockStore::Write>{{"x", {AsBytes("0")}}, {"y", {AsBytes("0")}}}).ok());
   std::thread writer([&] {
     for (int i = 1; i < 2000; ++i) {
       const std::string number = std::to_string(i);
-      EXPECT_TRUE(store->Apply(std::vector<BlockStore::Write>{{"x", {Bytes(number)}}, {"y", {Bytes(number)}}}).ok());
+      EXPECT_TRUE(store->Apply(std::vector<BlockStore::Write>{{"x", {AsBytes(number)}}, {"y", {AsBytes(number)}}}).ok());
     }
     stop = true;
   });
@@ -102,7 +102,7 @@ TEST_P(BlockStoreTest, ABatchIsAtomicToReaders) {
 
 TEST_P(BlockStoreTest, ScansAscendWithinThePrefixAndStopOnError) {
   auto store = Open("a");
-  for (const char* key : {"c", "b2", "b10", "a", "b", "b\xff"}) ASSERT_TRUE(store->Put(key, Bytes(key)).ok());
+  for (const char* key : {"c", "b2", "b10", "a", "b", "b\xff"}) ASSERT_TRUE(store->Put(key, AsBytes(key)).ok());
   EXPECT_EQ(Keys(*store, "b"), (std::vector<std::string>{"b", "b10", "b2", "b\xff"}));
   EXPECT_EQ(Keys(*store, "").size(), 6u);
   EXPECT_TRUE(Keys(*store, "d").empty());
@@ -117,7 +117,7 @@ TEST_P(BlockStoreTest, ScansAscendWithinThePrefixAndStopOnError) {
 TEST_P(BlockStoreTest, FlushedValuesSurviveReopening) {
   {
     auto store = Open("a");
-    ASSERT_TRUE(store->Put("k", Bytes("v")).ok());
+    ASSERT_TRUE(store->Put("k", AsBytes("v")).ok());
     ASSERT_TRUE(store->Flush().ok());
   }
   EXPECT_EQ(*Get(*Open("a"), "k"), "v");
@@ -125,11 +125,11 @@ TEST_P(BlockStoreTest, FlushedValuesSurviveReopening) {
 
 TEST_P(BlockStoreTest, ACutIsDurableWholeAndNeverChanges) {
   auto store = Open("a");
-  ASSERT_TRUE(store->Put("k", Bytes("before")).ok());
+  ASSERT_TRUE(store->Put("k", AsBytes("before")).ok());
   ASSERT_TRUE(store->Cut(root_ + "/cut").ok());
   EXPECT_EQ(store->Cut(root_ + "/cut").code(), absl::StatusCode::kAlreadyExists);
-  ASSERT_TRUE(store->Put("k", Bytes("after")).ok());
-  ASSERT_TRUE(store->Put("l", Bytes("later")).ok());
+  ASSERT_TRUE(store->Put("k", AsBytes("after")).ok());
+  ASSERT_TRUE(store->Put("l", AsBytes("later")).ok());
   ASSERT_TRUE(store->Flush().ok());
   auto cut = Open("cut", StoreAccess::kReadOnly);
   EXPECT_EQ(*Get(*cut, "k"), "before");
@@ -141,7 +141,7 @@ TEST_P(BlockStoreTest, ReadOnlyStoresRefuseWritesAndMissingOnesAreNotFound) {
   EXPECT_EQ(GetParam().open(root_ + "/none", StoreAccess::kReadOnly).status().code(), absl::StatusCode::kNotFound);
   ASSERT_TRUE(Open("a")->Cut(root_ + "/cut").ok());
   auto cut = Open("cut", StoreAccess::kReadOnly);
-  EXPECT_EQ(cut->Put("k", Bytes("v")).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(cut->Put("k", AsBytes("v")).code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(cut->Delete("k").code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(cut->Apply(std::vector<BlockStore::Write>{{"k", {}}}).code(), absl::StatusCode::kFailedPrecondition);
 }
@@ -149,7 +149,7 @@ TEST_P(BlockStoreTest, ReadOnlyStoresRefuseWritesAndMissingOnesAreNotFound) {
 TEST_P(BlockStoreTest, DamageIsFoundAndNamesTheStore) {
   {
     auto store = Open("a");
-    ASSERT_TRUE(store->Put("k", Bytes(std::string(100000, 'q'))).ok());
+    ASSERT_TRUE(store->Put("k", AsBytes(std::string(100000, 'q'))).ok());
     ASSERT_TRUE(store->Cut(root_ + "/cut").ok());
   }
   std::filesystem::path largest;

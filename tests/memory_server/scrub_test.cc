@@ -6,6 +6,7 @@
 #include <random>
 
 #include "absl/time/clock.h"
+#include "common/base/bytes.h"
 #include "common/base/crc32c.h"
 #include "common/base/file.h"
 #include "common/base/metrics.h"
@@ -45,9 +46,8 @@ class ScrubTest : public testing::Test {
       for (uint8_t& byte : payload) byte = static_cast<uint8_t>(random());
       const WeightsRecord weights{1, Crc32c(payload.data(), payload.size()), payload};
       const std::string header = EncodeWeightsHeader(weights), state = EncodeStateHeader({1, 1, payload, {}, {}});
-      const auto bytes = [](const std::string& text) { return absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(text.data()), text.size()); };
-      ASSERT_TRUE((*head)->weights->Apply({BlockStore::Write{BlockKey({1, cluster}), {bytes(header), payload}}}).ok());
-      ASSERT_TRUE((*head)->state->Apply({BlockStore::Write{BlockKey({1, cluster}), {bytes(state), payload}}}).ok());
+      ASSERT_TRUE((*head)->weights->Apply({BlockStore::Write{BlockKey({1, cluster}), {AsBytes(header), payload}}}).ok());
+      ASSERT_TRUE((*head)->state->Apply({BlockStore::Write{BlockKey({1, cluster}), {AsBytes(state), payload}}}).ok());
       payloads_.push_back(std::move(payload));
     }
     ASSERT_TRUE(store_->Prepare("c", {}, {}, **head).ok());

@@ -3,6 +3,7 @@
 
 #include <fstream>
 
+#include "common/base/bytes.h"
 #include "common/base/file.h"
 #include "memory_server/shard.h"
 #include "tests/memory_server/shard_fixture.h"
@@ -277,7 +278,7 @@ TEST(CheckpointDigest, OurOwnChecksumsNameBlockAndFile) {
       return absl::OkStatus();
     }));
     value.back() ^= 1;
-    ASSERT_OK(drop_block ? store->Delete(key) : store->Put(key, {reinterpret_cast<const uint8_t*>(value.data()), value.size()}));
+    ASSERT_OK(drop_block ? store->Delete(key) : store->Put(key, AsBytes(value)));
     ASSERT_OK(store->Flush());
     EXPECT_CODE(fixture.TryOpen(), kDataLoss, directory);
     EXPECT_CODE(fixture.TryOpen(), kDataLoss, drop_block ? "holds 1 blocks" : "payload of block 2/2");
