@@ -65,7 +65,7 @@ inline Lane LastLane(const T* a) {                     // where k is odd and ste
 #ifdef __AVX512F__
 // to[j][i] = from[i][j] for 16 by 16 lanes; rows of `from` are `stride` bytes apart, of `to` kPanel lanes. In four rounds of pairs, as in a
 // butterfly: round by round the rows that differ in one bit of their number exchange the lanes that differ in the same bit.
-typedef uint32_t Lanes __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint32_t Lanes __attribute__((vector_size(64), aligned(2), may_alias));  // rows of bf16 begin at any element
 
 template <int kBit>
 inline void ExchangeLanes(Lanes (&row)[16]) {

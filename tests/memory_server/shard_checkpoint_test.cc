@@ -19,12 +19,6 @@ class CheckpointTest : public ::testing::Test, protected ShardFixture {
   void SetUp() override { Open(); }
 
   std::string Cuts(const std::string& name) const { return options.data_directory + "/checkpoints/" + name; }
-  // What a crash at this moment leaves on disk: the shard still runs while its directory is copied and opened elsewhere.
-  std::string CrashImage() {
-    const std::string image = root + "/image" + std::to_string(++images_);
-    fs::copy(options.data_directory, image, fs::copy_options::recursive);
-    return image;
-  }
   void OpenImage(const std::string& image) {
     options.data_directory = image;
     Open();
@@ -35,8 +29,6 @@ class CheckpointTest : public ::testing::Test, protected ShardFixture {
     return list;
   }
   using List = std::vector<std::pair<std::string, bool>>;
-
-  int images_ = 0;
 };
 
 // Changes one byte of the largest file below `directory` with this ending: in its data, or half-way, where a small table has its index.

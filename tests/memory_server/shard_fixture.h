@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "common/bank/block_init.h"
@@ -58,6 +59,17 @@ class ShardFixture {
   void Open() {
     const absl::Status status = TryOpen();
     ASSERT_TRUE(status.ok()) << status;
+  }
+
+  // What a kill -9 at this moment leaves on disk: the shard still runs while its directory is copied. Again, where the engine deleted a file
+  // between its listing and its copy.
+  std::string CrashImage() {
+    while (true) {
+      const std::string image = root + "/image" + std::to_string(++images_);
+      std::error_code failed;
+      std::filesystem::copy(options.data_directory, image, std::filesystem::copy_options::recursive, failed);
+      if (failed != std::errc::no_such_file_or_directory) return image;
+    }
   }
 
   // SGD with rate 1 and integer gradients: what was subtracted from an element is the count of what was applied.
@@ -130,6 +142,7 @@ class ShardFixture {
 
  private:
   static inline int count_ = 0;
+  int images_ = 0;
 };
 
 inline absl::Time Soon() { return absl::Now() + absl::Milliseconds(30); }

@@ -18,15 +18,10 @@ class StepDurabilityTest : public ::testing::TestWithParam<DType>, protected Sha
     const auto a = static_cast<uint32_t>(step % 3), b = static_cast<uint32_t>(step % 9);
     return Train(step, {{{1, a}, 0.25f * static_cast<float>(step)}, {{2, b}, -0.5f}}, {0.7f, 1e-2f / static_cast<float>(step), 0.1f});
   }
-  // The shard still runs while its directory is copied: what a kill -9 at this moment leaves.
   void OpenCrashImage() {
-    const std::string image = root + "/image" + std::to_string(++images_);
-    fs::copy(options.data_directory, image, fs::copy_options::recursive);
-    options.data_directory = image;
+    options.data_directory = CrashImage();
     Open();
   }
-
-  int images_ = 0;
 };
 
 TEST_P(StepDurabilityTest, ACrashLosesNoAcknowledgedStepAndTrainingGoesOnBitEqually) {

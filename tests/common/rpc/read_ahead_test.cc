@@ -5,6 +5,8 @@
 #include <thread>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "gtest/gtest.h"
 
 namespace membank {
@@ -15,12 +17,14 @@ class Reactor {
  public:
   explicit Reactor(int count) : count_(count) {}
   ~Reactor() {
+    absl::MutexLock lock(&mu_);
     for (std::thread& thread : threads_) thread.join();
   }
 
   void StartRead() {
     EXPECT_FALSE(reading_.exchange(true)) << "two reads at once";
     const int index = next_++;
+    absl::MutexLock lock(&mu_);
     threads_.emplace_back([this, index] {
       if (index < count_) {
         grpc::Slice slice(std::to_string(index));
@@ -66,7 +70,8 @@ class Reactor {
   const int count_;
   int next_ = 0;
   std::atomic<bool> reading_{false}, working_{false};
-  std::vector<std::thread> threads_;  // grown by the worker only
+  absl::Mutex mu_;
+  std::vector<std::thread> threads_ ABSL_GUARDED_BY(mu_);  // the first one starts the second before its own start has returned
 };
 
 TEST(ReadAheadTest, MessagesComeInOrderToOneWorkerAtATime) {

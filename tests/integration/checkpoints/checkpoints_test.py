@@ -21,7 +21,7 @@ import urllib.request
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "testing"), str(ROOT / "integration/train")]
 import resume_test  # noqa: E402
-from local_cluster import BINARIES, CACHE, MemoryServers, free_ports, membank  # noqa: E402
+from local_cluster import BINARIES, CACHE, TIME_SCALE, MemoryServers, free_ports, membank  # noqa: E402
 
 resume_test.STEPS = STEPS = 90
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "eu-central-1"}
@@ -44,7 +44,7 @@ def train(directory, servers, output, until=None):
     arguments = [BINARIES / "membank", *resume_test.train_arguments(directory, servers, output, "frozen")]
     with open(directory / "train.log", "ab") as log:
         trainer = subprocess.Popen(arguments, stdout=log, stderr=log)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 120 * TIME_SCALE
         while until and trainer.poll() is None:
             assert time.monotonic() < deadline
             lines = (output / "log.jsonl").read_text().count("\n") if (output / "log.jsonl").exists() else 0
@@ -123,7 +123,7 @@ def moto_s3(directory):
         server = subprocess.Popen([program, "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log)
     try:
         endpoint = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 60 * TIME_SCALE
         while True:
             try:
                 urllib.request.urlopen(urllib.request.Request(f"{endpoint}/backups", method="PUT"), timeout=5)

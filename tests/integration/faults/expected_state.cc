@@ -98,12 +98,12 @@ class Trainer {
 
   void CheckNow() { CheckBlocks(Head(), ""); }
 
-  // While another trainer works: it may be some steps on, or back at its last checkpoint, between two looks.
+  // While another trainer works: between two looks it may have been some steps on, and back at its last checkpoint.
   void CheckBeside() {
     const uint64_t before = Head();
     const auto blocks = Read("");
     const uint64_t after = Head();
-    const uint64_t first = std::min(before, after) - std::min<uint64_t>(std::min(before, after), kRoundSteps), last = std::max(before, after) + 1;
+    const uint64_t first = std::min(before, after) - std::min<uint64_t>(std::min(before, after), kRoundSteps), last = std::max(before, after) + kRoundSteps;
     for (const auto& [id, values] : blocks) {
       uint64_t step = first;
       while (step < last && values.back() != -Expected(id, step)) ++step;

@@ -20,7 +20,7 @@ import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "testing"))
-from local_cluster import BINARIES, SOURCE, MemoryServers  # noqa: E402
+from local_cluster import BINARIES, SOURCE, TIME_SCALE, MemoryServers  # noqa: E402
 from proxy import Proxy  # noqa: E402
 
 WITH_POINTS = "../tests/membank-memory-server-faults"
@@ -45,7 +45,7 @@ class Trainer:
     def stop(self):
         """Its counts; fails when anything it compared was wrong."""
         self.stop_file.touch()
-        out, err = self.process.communicate(timeout=90)
+        out, err = self.process.communicate(timeout=90 * TIME_SCALE)
         if self.process.returncode != 0:
             raise AssertionError(f"the trainer failed: {err}")
         return json.loads(out.splitlines()[-1])
@@ -91,7 +91,7 @@ def strike_points(directory, choice, times):
                 name = choice.choice(NAMES)
                 kill(servers, [name])
                 servers.launch(name, {"MEMBANK_FAIL_POINT": f"{point}@{choice.randint(1, 2) if not point.startswith('start.') else 1}"})
-                deadline = time.monotonic() + 60
+                deadline = time.monotonic() + 60 * TIME_SCALE
                 while servers.running[name].poll() is None:
                     trainer.check_alive()
                     if time.monotonic() > deadline:
@@ -214,7 +214,7 @@ def strike_disk(directory, choice, times):
 
 def check(slot_map, how="--check-only"):
     """Every block against the head's step."""
-    result = subprocess.run([BINARIES / "../tests/expected_state", "--slot-map", slot_map, how], capture_output=True, text=True, timeout=90)
+    result = subprocess.run([BINARIES / "../tests/expected_state", "--slot-map", slot_map, how], capture_output=True, text=True, timeout=90 * TIME_SCALE)
     assert result.returncode == 0, result.stderr
 
 

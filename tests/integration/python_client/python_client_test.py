@@ -19,7 +19,7 @@ SOURCE = pathlib.Path(os.environ.get("MEMBANK_SOURCE_DIR", pathlib.Path(__file__
 BINARY = pathlib.Path(os.environ["MEMBANK_BIN_DIR"]) / "membank-memory-server"
 SPEC = {"anchor_fingerprint": "aa", "bank_id": "python", "dtype": "F32", "fan_out": 4, "hidden": 64, "layers": 4, "seed": 11,
         "tree_fingerprint": "bb", "type": "ffn", "widths": [512, 8]}
-DEADLINE = 20
+DEADLINE = 20 * int(os.environ.get("MEMBANK_TIME_SCALE", 1))
 
 
 def crc32c_table():

@@ -19,7 +19,7 @@ import time
 import urllib.request
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "testing"))
-from local_cluster import EMBEDDER, MemoryServers, free_ports, make_anchor, membank  # noqa: E402
+from local_cluster import EMBEDDER, TIME_SCALE, MemoryServers, free_ports, make_anchor, membank  # noqa: E402
 
 STEPS, FAN_OUT = 40, 5
 
@@ -105,12 +105,12 @@ def check_full_disk(directory, parameters, expected):
             output = directory / "disk-run"
             trainer = subprocess.Popen([str(word) for word in [pathlib.Path(os.environ["MEMBANK_BIN_DIR"]) / "membank",
                                         *train_arguments(directory, servers, output)]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 60 * TIME_SCALE
             while not (output / "log.jsonl").exists() or len((output / "log.jsonl").read_text().splitlines()) < 12:
                 assert time.monotonic() < deadline and trainer.poll() is None, trainer.communicate()
                 time.sleep(0.005)
             fill(data / "ballast")
-            _, stderr = trainer.communicate(timeout=120)
+            _, stderr = trainer.communicate(timeout=120 * TIME_SCALE)
             assert trainer.returncode == 1 and "bytes free" in stderr and "free space and try again" in stderr, stderr
             status = json.loads(membank("bank", "status", "--slot-map", servers.slot_map, "--json").stdout)
             assert status["head_step"] >= 10, status

@@ -17,7 +17,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "testing"))
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from local_cluster import BINARIES, MemoryServers, membank  # noqa: E402
+from local_cluster import BINARIES, TIME_SCALE, MemoryServers, membank  # noqa: E402
 from resume_test import prepare  # noqa: E402
 
 STEPS = 200
@@ -37,7 +37,7 @@ def start(arguments, **environment):
 def finish(process, expect, timeout=60):
     """(stdout, stderr) of a process that ends with `expect`."""
     try:
-        stdout, stderr = process.communicate(timeout=timeout)
+        stdout, stderr = process.communicate(timeout=timeout * TIME_SCALE)
     except subprocess.TimeoutExpired:
         process.kill()
         raise AssertionError(f"{process.args} did not end:\n{process.communicate()[1][-3000:]}")
@@ -50,7 +50,7 @@ def start_ranks(arguments, *extra_of_rank):
 
 
 def wait_for_steps(output, count, processes):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 60 * TIME_SCALE
     while not (output / "log.jsonl").exists() or len((output / "log.jsonl").read_text().splitlines()) < count:
         for process in processes:
             assert process.poll() is None, process.communicate()

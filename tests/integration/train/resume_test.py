@@ -17,7 +17,7 @@ import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "testing"))
-from local_cluster import BINARIES, EMBEDDER, MemoryServers, make_anchor, membank  # noqa: E402
+from local_cluster import BINARIES, EMBEDDER, TIME_SCALE, MemoryServers, make_anchor, membank  # noqa: E402
 
 STEPS, KILLS = 300, 6
 
@@ -111,12 +111,12 @@ def check_terminate(directory):
         servers.start()
         arguments = train_arguments(directory, servers, output, "frozen")
         trainer = subprocess.Popen([BINARIES / "membank", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 60 * TIME_SCALE
         while not (output / "log.jsonl").exists() or len((output / "log.jsonl").read_text().splitlines()) < 5:
             assert time.monotonic() < deadline and trainer.poll() is None, trainer.communicate()
             time.sleep(0.01)
         trainer.terminate()
-        stdout, stderr = trainer.communicate(timeout=60)
+        stdout, stderr = trainer.communicate(timeout=60 * TIME_SCALE)
         assert trainer.returncode == 0, stderr
         summary = json.loads(stdout.splitlines()[-1])
         assert not summary["finished"] and 0 < summary["steps_done"] < STEPS, summary

