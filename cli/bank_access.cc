@@ -1,5 +1,6 @@
 #include "cli/bank_access.h"
 
+#include <chrono>
 #include <memory>
 #include <string>
 #include <vector>
@@ -47,6 +48,17 @@ absl::Status Unblock(const AccessCommand& command) {
   return ChangePrefix(command, [](AccessTable* table, TreePrefix prefix) { table->SetBlocked(prefix, false); }, "unblocked");
 }
 
+absl::Status Purge(const AccessCommand& command) {
+  RETURN_IF_ERROR(Block(command));
+  MemoryClientOptions options = command.servers.Options();
+  options.call_timeout = std::chrono::hours(1);  // the servers read all their checkpoints
+  ASSIGN_OR_RETURN(const std::unique_ptr<AccessClient> client, AccessClient::Create(options));
+  ASSIGN_OR_RETURN(const PurgeSummary summary, client->Purge(command.prefix));
+  fmt::print("purged {}: {} trained blocks; {} checkpoints and versions are free of it; it stays blocked\n", command.prefix, summary.blocks,
+             summary.cuts);
+  return absl::OkStatus();
+}
+
 absl::Status ListOwners(const AccessCommand& command) {
   ASSIGN_OR_RETURN(const std::unique_ptr<AccessClient> client, Connect(command));
   ASSIGN_OR_RETURN(const BankSpec spec, client->Spec());
@@ -84,7 +96,8 @@ void AddBankAccessCommands(CLI::App* bank) {
   CLI::App* list = Add(owner, "list", "the access table", command, ListOwners);
   list->add_flag("--json", command->json, "for scripts");
   for (auto [name, help, run] : {std::tuple{"block", "serve a prefix to nobody any more; answers are computed with zeros in its place", &Block},
-                                 std::tuple{"unblock", "serve a blocked prefix again", &Unblock}}) {
+                                 std::tuple{"unblock", "serve a blocked prefix again", &Unblock},
+                                 std::tuple{"purge", "block a prefix and remove its bytes from memory, checkpoints and versions", &Purge}}) {
     Add(bank, name, help, command, run)->add_option("prefix", command->prefix, prefix_help)->required();
   }
 }

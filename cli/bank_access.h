@@ -1,4 +1,4 @@
-// `membank bank owner set|list`, `bank block`, `bank unblock`: who may use which prefix of the tree.
+// `membank bank owner set|list`, `bank block`, `bank unblock`, `bank purge`: who may use which prefix of the tree.
 #pragma once
 
 #include "CLI/CLI.hpp"

@@ -29,6 +29,7 @@ constexpr struct {
     {"WriteCheckpoint", CallRole::kAdministrator},
     {"GetAccess", CallRole::kEverybody},
     {"SetAccess", CallRole::kEverybody},       // each change by the access table
+    {"PurgeBlocks", CallRole::kEverybody},     // the prefix by the access table
 };
 
 bool IsOneOf(const Caller& caller, const std::set<std::string>& names) {
@@ -98,6 +99,14 @@ absl::Status AccessControl::CheckPush(const AccessTable& table, const Caller& ca
   if (rule != nullptr && !Is(caller, rule->owner)) return PermissionDenied("block {} is owned; {} is not its owner and may not train it", ToString(id), ToString(caller));
   if (IsBlocked(table, id)) return FailedPrecondition("block {} is blocked and takes no gradients; unblock its prefix or leave it out of training", ToString(id));
   return absl::OkStatus();
+}
+
+absl::Status AccessControl::CheckPurge(const Caller& caller, TreePrefix prefix) const {
+  RETURN_IF_ERROR(CheckPrefix(prefix, fan_out_, depth_));
+  const std::shared_ptr<const AccessTable> table = this->table();
+  RETURN_IF_ERROR(CheckControls(*table, caller, prefix));
+  if (table->IsBlocked(prefix, fan_out_)) return absl::OkStatus();
+  return FailedPrecondition("prefix {} is not blocked; block it before it is purged", ToString(prefix, fan_out_));
 }
 
 // Administrators control everything, an owner what lies below his prefix, everybody what nobody owns when there are no administrators. Whoever

@@ -48,6 +48,9 @@ class AccessControl {
   bool IsBlocked(const AccessTable& table, BlockId id) const { return !table.rules.empty() && table.IsBlocked(id, fan_out_); }
   // Gradients are taken from the owner only, and not for blocked blocks (FAILED_PRECONDITION).
   absl::Status CheckPush(const AccessTable& table, const Caller& caller, BlockId id) const;
+  // The caller may change everything about the prefix; the prefix is blocked (else FAILED_PRECONDITION).
+  absl::Status CheckPurge(const Caller& caller, TreePrefix prefix) const;
+
   // Takes `next` over, durably, when the caller may make each change in it. The same table again is OK; ABORTED when next.epoch is not above
   // the epoch in force.
   absl::Status Replace(const Caller& caller, const AccessTable& next) ABSL_LOCKS_EXCLUDED(change_mu_, mu_);

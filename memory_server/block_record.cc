@@ -66,11 +66,17 @@ std::string EncodeWeightsHeader(const WeightsRecord& record) {
   return ToBytes(WeightsHeader{kWeightsMagic, record.crc32c, record.version});
 }
 
-absl::StatusOr<WeightsRecord> DecodeWeights(absl::Span<const uint8_t> value, uint64_t expected_bytes) {
+absl::StatusOr<WeightsRecord> DecodeWeightsHeader(absl::Span<const uint8_t> value) {
   ASSIGN_OR_RETURN(const WeightsHeader header, TakeHeader<WeightsHeader>(&value, kWeightsMagic));
-  if (value.size() != expected_bytes) return DataLoss("its payload has {} bytes, must have {}", value.size(), expected_bytes);
-  RETURN_IF_ERROR(CheckCrc(header.crc32c, Crc32c(value.data(), value.size())));
   return WeightsRecord{header.version, header.crc32c, value};
+}
+
+absl::StatusOr<WeightsRecord> DecodeWeights(absl::Span<const uint8_t> value, uint64_t expected_bytes) {
+  ASSIGN_OR_RETURN(const WeightsRecord record, DecodeWeightsHeader(value));
+  const absl::Span<const uint8_t> payload = record.payload;
+  if (payload.size() != expected_bytes) return DataLoss("its payload has {} bytes, must have {}", payload.size(), expected_bytes);
+  RETURN_IF_ERROR(CheckCrc(record.crc32c, Crc32c(payload.data(), payload.size())));
+  return record;
 }
 
 std::string EncodeStateHeader(const StateRecord& record) {

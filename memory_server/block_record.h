@@ -29,6 +29,7 @@ struct WeightsRecord {
   absl::Span<const uint8_t> payload;
 };
 std::string EncodeWeightsHeader(const WeightsRecord& record);
+absl::StatusOr<WeightsRecord> DecodeWeightsHeader(absl::Span<const uint8_t> value);  // nothing else is checked
 absl::StatusOr<WeightsRecord> DecodeWeights(absl::Span<const uint8_t> value, uint64_t expected_bytes);  // the checksum holds
 
 struct StateRecord {

@@ -39,6 +39,8 @@ class BlockStore {
   virtual absl::Status Scan(std::string_view prefix, const Visitor& visit) = 0;  // ascending keys
   // The first key that is not below `key`, if there is one. As Get, `visit` borrows the value.
   virtual absl::Status Seek(std::string_view key, const Visitor& visit) = 0;
+  // Removes the keys from `first` up to, not including, `last`: afterwards no file of the store holds a byte of them, of older values neither.
+  virtual absl::Status Erase(std::string_view first, std::string_view last) = 0;
   // Reads everything that lies on disk against the engine's own checksums; DATA_LOSS names the file.
   virtual absl::Status Verify() = 0;
   virtual absl::Status Flush() = 0;

@@ -3,7 +3,7 @@
 // in RAM, and readable, until it is durable there. Without a budget everything stays in RAM and only cuts write.
 //
 // Threads: Read, VersionOf, Prefetch and GetStats from any thread; they never wait for a step, a cut or room, at most for a disk read.
-// Updates of different blocks run side by side. The caller (Shard::train_mu_) excludes updates while a cut begins and during Install.
+// Updates of different blocks run side by side. The caller (Shard::train_mu_) excludes updates while a cut begins and during Install and Purge.
 // An update waits for room: the writer makes dirty blocks durable and clean ones go. With a full disk it waits kRoomTimeout, then fails with
 // what the disk said and has changed nothing; whoever comes back later finds the table working.
 #pragma once
@@ -116,6 +116,10 @@ class BlockTable {
   absl::StatusOr<std::unique_ptr<Cut>> BeginCut() ABSL_LOCKS_EXCLUDED(mu_);
   // Replaces everything. `stores` holds at least the parts of `contents` that are not in RAM, in the versions given there.
   void Install(Contents contents, LiveStores stores) ABSL_LOCKS_EXCLUDED(mu_);
+  // Makes the covered blocks untouched, in RAM and through `erase` in the stores, and returns how many were touched. Waits for the write in
+  // flight. After an error they are untouched, but the stores may hold their bytes until the next write or purge.
+  absl::StatusOr<uint64_t> Purge(const std::function<bool(BlockId)>& covered, const std::function<absl::Status(const HeadStores&)>& erase)
+      ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
   struct Entry {

@@ -195,4 +195,39 @@ BlockTable::Cut::~Cut() {
   table_->changed_.SignalAll();
 }
 
+// --- Purging -----------------------------------------------------------------------------------------------------------------------------
+
+absl::StatusOr<uint64_t> BlockTable::Purge(const std::function<bool(BlockId)>& covered,
+                                           const std::function<absl::Status(const HeadStores&)>& erase) {
+  Dropped dropped;
+  uint64_t purged = 0;
+  {
+    absl::MutexLock lock(&mu_);
+    const auto loading = [&](const Entry* entry) { return entry->loading && covered(entry->id); };
+    while (writing_ || std::any_of(clock_.begin(), clock_.end(), loading)) changed_.Wait(&mu_);
+    writing_ = true;
+    for (Entry* const entry : clock_) {
+      if (!covered(entry->id)) continue;
+      if (entry->dirty()) dirty_bytes_ -= entry->bytes();
+      if (entry->version > 0) ++purged;
+      resident_bytes_ -= entry->resident_bytes();
+      dropped.push_back(std::move(entry->payload));
+      dropped.push_back(std::move(entry->state));
+    }
+    std::erase_if(clock_, [&](const Entry* entry) { return covered(entry->id); });
+    absl::erase_if(entries_, [&](const auto& entry) { return covered(entry.first); });
+    hand_ = 0;
+  }
+  dropped.clear();
+  const absl::StatusOr<LiveStores> stores = WritableStores();
+  const absl::Status erased = stores.ok() ? erase(**stores) : stores.status();
+  absl::MutexLock lock(&mu_);
+  if (!erased.ok()) stores_failed_ = true;  // they may hold blocks that the table does not have
+  writing_ = false;
+  changed_.SignalAll();
+  ReportGauges();
+  RETURN_IF_ERROR(erased);
+  return purged;
+}
+
 }  // namespace membank

@@ -37,6 +37,13 @@ void BufferPool::Release(Buffer buffer) {
   idle_[buffer.size()].push_back(std::move(buffer));
 }
 
+void BufferPool::Forget() {
+  absl::flat_hash_map<size_t, std::vector<Buffer>> idle;  // freed after the lock
+  absl::MutexLock lock(&mu_);
+  idle.swap(idle_);
+  idle_bytes_ = 0;
+}
+
 uint64_t BufferPool::idle_bytes() const {
   absl::MutexLock lock(&mu_);
   return idle_bytes_;

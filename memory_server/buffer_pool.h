@@ -22,6 +22,7 @@ class BufferPool : public std::enable_shared_from_this<BufferPool> {
   // Freezes `buffer`; it comes back to the pool when the last holder lets go, even after the pool's owner is gone.
   SharedBuffer Share(Buffer buffer);
   void Release(Buffer buffer) ABSL_LOCKS_EXCLUDED(mu_);
+  void Forget() ABSL_LOCKS_EXCLUDED(mu_);  // frees what is kept for reuse, with its old contents
   uint64_t idle_bytes() const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:

@@ -6,12 +6,14 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "absl/cleanup/cleanup.h"
 #include "common/base/crc32c.h"
 #include "common/base/fail_point.h"
 #include "common/base/file.h"
 #include "common/base/json.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
+#include "memory_server/block_record.h"
 #include "nlohmann/json.hpp"
 
 namespace membank {
@@ -309,6 +311,88 @@ absl::Status CheckpointStore::Publish(const std::string& id, const std::string& 
   absl::MutexLock lock(&mu_);
   versions_[name] = {name, id, cut.marks, cut.digest, absl::OkStatus(), std::move(weights)};
   return absl::OkStatus();
+}
+
+// --- Purging -----------------------------------------------------------------------------------------------------------------------------
+
+absl::StatusOr<uint64_t> CheckpointStore::Purge(const std::vector<KeyRange>& ranges) {
+  ++purges_;
+  const absl::Cleanup ended = [this] { ++purges_; };
+  for (const std::string& parent : {checkpoints_, versions_directory_})
+    for (const std::string& name : SubdirectoryNames(parent))
+      if (name[0] == '.') RETURN_IF_ERROR(Remove(parent + "/" + name));
+  uint64_t count = 0;
+  for (const Cut& cut : List()) {
+    const absl::StatusOr<CutDigest> digest = PurgeDirectory(cut.directory, cut.digest, ranges);
+    if (!digest.ok()) return Annotate(digest.status(), fmt::format("checkpoint {} in {}", cut.id, cut.directory));
+    absl::MutexLock lock(&mu_);
+    cuts_[cut.id].digest = *digest;
+    ++count;
+  }
+  std::map<std::string, Version> versions;
+  {
+    absl::MutexLock lock(&mu_);
+    versions = versions_;
+  }
+  for (const auto& [name, version] : versions) {
+    const absl::Status purged = PurgeVersion(version, ranges);
+    if (!purged.ok()) return Annotate(purged, fmt::format("version {} in {}", name, versions_directory_));
+    ++count;
+  }
+  return count;
+}
+
+absl::Status CheckpointStore::PurgeVersion(const Version& version, const std::vector<KeyRange>& ranges) {
+  const std::string directory = versions_directory_ + "/" + version.name;
+  if (!version.damage.ok()) {
+    LOG_ERROR("removing {}: it could not be read, so nothing says that it is free of what is purged", directory);
+    RETURN_IF_ERROR(Remove(directory));
+    absl::MutexLock lock(&mu_);
+    versions_.erase(version.name);
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(const CutDigest digest, PurgeDirectory(directory, version.digest, ranges));
+  ASSIGN_OR_RETURN(std::shared_ptr<BlockStore> weights, open_store_(directory + kWeights, StoreAccess::kReadOnly));
+  absl::MutexLock lock(&mu_);
+  versions_[version.name].digest = digest;
+  std::swap(versions_[version.name].weights, weights);  // calls that began before read the old files, which have no names any more
+  return absl::OkStatus();
+}
+
+// In place: tables of an engine are never modified, so those shared with other stores stay as they are. The manifest first: whoever comes back
+// after a crash finds the digest of the blocks with the ranges or without them, anything else is damage, which stays recorded.
+absl::StatusOr<CutDigest> CheckpointStore::PurgeDirectory(const std::string& directory, const CutDigest& recorded,
+                                                          const std::vector<KeyRange>& ranges) {
+  CutDigest digest = recorded;
+  for (const char* part : {kWeights, kState}) {
+    if (!fs::exists(directory + part)) continue;  // versions have no state
+    ASSIGN_OR_RETURN(const std::unique_ptr<BlockStore> store, open_store_(directory + part, StoreAccess::kReadWrite));
+    if (part == kWeights) {
+      CutDigest all, kept;
+      const absl::Status scanned = store->Scan(kBlockKeyPrefix, [&](std::string_view key, absl::Span<const uint8_t> value) -> absl::Status {
+        ASSIGN_OR_RETURN(const BlockId id, ParseBlockKey(key));
+        ASSIGN_OR_RETURN(const WeightsRecord record, DecodeWeightsHeader(value));
+        all.Add(id, record.version, record.crc32c);
+        const bool purged = std::any_of(ranges.begin(), ranges.end(), [&](const KeyRange& range) { return range.first <= key && key < range.last; });
+        if (!purged) kept.Add(id, record.version, record.crc32c);
+        return absl::OkStatus();
+      });
+      if (!scanned.ok() && !absl::IsDataLoss(scanned)) return scanned;
+      if (scanned.ok() && (all == recorded || kept == recorded)) {
+        digest = kept;
+        ASSIGN_OR_RETURN(Json manifest, ReadJson(directory + kManifest));
+        manifest["blocks"] = kept.blocks;
+        manifest["blocks_crc32c"] = kept.crc32c;
+        RETURN_IF_ERROR(WriteFileAtomic(directory + kManifest, manifest.dump(1)));
+      } else {
+        LOG_ERROR("{} is damaged and stays so: its blocks are not those of its manifest", directory);
+      }
+      MEMBANK_FAIL_POINT("purge.manifest");
+    }
+    for (const KeyRange& range : ranges) RETURN_IF_ERROR(store->Erase(range.first, range.last));
+    MEMBANK_FAIL_POINT("purge.erased");
+  }
+  return digest;
 }
 
 absl::StatusOr<Cut> CheckpointStore::Find(const std::string& id) const {

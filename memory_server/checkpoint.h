@@ -1,10 +1,10 @@
-// Checkpoints and published versions of one shard on disk; knows stores and manifests, no blocks.
+// Checkpoints and published versions of one shard on disk; knows stores and manifests, of blocks only keys and checksums.
 //   <data>/checkpoints/<id>/   weights/ state/   two stores' cuts (hard links)
 //                              manifest.json     what the cut holds; written last, then the directory is renamed from .new-<id>
 //                              committed.json    {"sequence": n}: the highest n is what a restart goes back to
 //   <data>/versions/<name>/    weights/ manifest.json
 //   <data>/head/<n>/           weights/ state/   the live stores below the shard: scratch, made from a cut at every start and restore
-// Whatever is removed is first renamed to .trash-*; Open finishes what was interrupted, so that every name without a dot is whole.
+// Nothing in them changes, except by Purge. Whatever is removed is first renamed to .trash-*; Open finishes what was interrupted, so that every name without a dot is whole.
 //
 // Calls that change something are serialised by the caller (Shard::train_mu_); the const ones may run beside them.
 // Errors: NOT_FOUND lists what there is; DATA_LOSS names a damaged manifest; INVALID_ARGUMENT a bad id.
@@ -56,6 +56,10 @@ struct Cut {
   uint64_t committed = 0;  // order of commits; 0 = prepared only
 };
 
+struct KeyRange {
+  std::string first, last;  // up to, not including, the last
+};
+
 struct HeadStores {
   std::unique_ptr<BlockStore> weights, state;
 };
@@ -88,6 +92,11 @@ class CheckpointStore {
   absl::Status Commit(const std::string& id, uint32_t keep = 0);
   absl::Status Delete(const std::string& id);  // prepared or committed
   absl::Status Publish(const std::string& id, const std::string& version);
+  // Erases the block keys of `ranges` from every cut and version, and all leftovers: afterwards no file here holds a byte of them. How many
+  // cuts and versions there are. Any interruption is mended by the same call; until then restarts and restores may find damage.
+  absl::StatusOr<uint64_t> Purge(const std::vector<KeyRange>& ranges) ABSL_LOCKS_EXCLUDED(mu_);
+  // Changes when a purge begins and ends: what seemed damaged while it changed is to be read again, with stores opened again.
+  uint64_t purges() const { return purges_; }
 
   absl::StatusOr<Cut> Find(const std::string& id) const ABSL_LOCKS_EXCLUDED(mu_);
   std::optional<Cut> LastCommitted() const ABSL_LOCKS_EXCLUDED(mu_);
@@ -101,11 +110,14 @@ class CheckpointStore {
   absl::Status LoadVersions() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status LoadVersion(const std::string& directory, Version* version) const;
   absl::Status Remove(const std::string& directory);
+  absl::StatusOr<CutDigest> PurgeDirectory(const std::string& directory, const CutDigest& recorded, const std::vector<KeyRange>& ranges);
+  absl::Status PurgeVersion(const Version& version, const std::vector<KeyRange>& ranges) ABSL_LOCKS_EXCLUDED(mu_);
   void CollectGarbage(const Cut& newest, uint32_t keep) ABSL_LOCKS_EXCLUDED(mu_);
   uint64_t NextSequence() const ABSL_LOCKS_EXCLUDED(mu_);
 
   const std::string checkpoints_, versions_directory_, head_;
   mutable std::atomic<uint64_t> next_head_{0};
+  std::atomic<uint64_t> purges_{0};
   const std::string spec_hash_;
   const OpenBlockStore open_store_;
   const uint32_t keep_checkpoints_;

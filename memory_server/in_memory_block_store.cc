@@ -101,6 +101,15 @@ absl::Status InMemoryBlockStore::Verify() {
   return on_disk.Load();
 }
 
+absl::Status InMemoryBlockStore::Erase(std::string_view first, std::string_view last) {
+  RETURN_IF_ERROR(CheckWritable());
+  {
+    absl::MutexLock lock(&mu_);
+    values_.erase(values_.lower_bound(first), values_.lower_bound(last));
+  }
+  return Flush();
+}
+
 absl::Status InMemoryBlockStore::Flush() {
   RETURN_IF_ERROR(CheckWritable());
   absl::ReaderMutexLock lock(&mu_);

@@ -21,6 +21,7 @@ class InMemoryBlockStore : public BlockStore {
   absl::Status Scan(std::string_view prefix, const Visitor& visit) override ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Seek(std::string_view key, const Visitor& visit) override ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Verify() override ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Erase(std::string_view first, std::string_view last) override ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Flush() override ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Cut(const std::string& directory) override ABSL_LOCKS_EXCLUDED(mu_);
 

@@ -280,4 +280,16 @@ grpc::ServerUnaryReactor* MemoryService::SetAccess(grpc::CallbackServerContext* 
   });
 }
 
+grpc::ServerUnaryReactor* MemoryService::PurgeBlocks(grpc::CallbackServerContext* context, const v1::PurgeBlocksRequest* request,
+                                                     v1::PurgeBlocksReply* reply) {
+  return OnOwnThread("PurgeBlocks", context, [this, context, request, reply]() -> absl::Status {
+    const TreePrefix prefix = FromProto(request->prefix());
+    RETURN_IF_ERROR(shard_->access().CheckPurge(CallerOf(*context), prefix));
+    ASSIGN_OR_RETURN(const PurgeResult result, shard_->Purge(prefix));
+    reply->set_blocks(result.blocks);
+    reply->set_cuts(result.cuts);
+    return absl::OkStatus();
+  });
+}
+
 }  // namespace membank

@@ -17,7 +17,8 @@ using MemoryServiceBase = v1::MemoryService::WithCallbackMethod_GetManifest<v1::
                 v1::MemoryService::WithCallbackMethod_Checkpoint<v1::MemoryService::WithCallbackMethod_Publish<
                     v1::MemoryService::WithCallbackMethod_Prefetch<v1::MemoryService::WithCallbackMethod_GetAccess<
                         v1::MemoryService::WithCallbackMethod_SetAccess<v1::MemoryService::WithCallbackMethod_ReadCheckpoint<
-                            v1::MemoryService::WithCallbackMethod_WriteCheckpoint<v1::MemoryService::Service>>>>>>>>>>>>>>>;
+                            v1::MemoryService::WithCallbackMethod_WriteCheckpoint<v1::MemoryService::WithCallbackMethod_PurgeBlocks<
+                                v1::MemoryService::Service>>>>>>>>>>>>>>>>;
 
 class MemoryService final : public MemoryServiceBase {
  public:
@@ -51,6 +52,8 @@ class MemoryService final : public MemoryServiceBase {
                                       v1::AccessTable* reply) override;
   grpc::ServerUnaryReactor* SetAccess(grpc::CallbackServerContext* context, const v1::SetAccessRequest* request,
                                       v1::SetAccessReply* reply) override;
+  grpc::ServerUnaryReactor* PurgeBlocks(grpc::CallbackServerContext* context, const v1::PurgeBlocksRequest* request,
+                                        v1::PurgeBlocksReply* reply) override;
 
  private:
   template <typename Work>

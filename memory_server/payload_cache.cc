@@ -26,6 +26,14 @@ void PayloadCache::Put(const Key& key, CachedPayload payload) {
   bytes_ += size;
 }
 
+void PayloadCache::Clear() {
+  Entries evicted;  // freed after the lock
+  absl::MutexLock lock(&mu_);
+  evicted.swap(entries_);
+  index_.clear();
+  bytes_ = 0;
+}
+
 uint64_t PayloadCache::bytes() const {
   absl::MutexLock lock(&mu_);
   return bytes_;

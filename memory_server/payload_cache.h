@@ -29,6 +29,7 @@ class PayloadCache {
   explicit PayloadCache(uint64_t max_bytes) : max_bytes_(max_bytes) {}
   std::optional<CachedPayload> Get(const Key& key) ABSL_LOCKS_EXCLUDED(mu_);
   void Put(const Key& key, CachedPayload payload) ABSL_LOCKS_EXCLUDED(mu_);
+  void Clear() ABSL_LOCKS_EXCLUDED(mu_);
   uint64_t bytes() const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:

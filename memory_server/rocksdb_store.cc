@@ -11,8 +11,10 @@
 #include <algorithm>
 #include <atomic>
 #include <filesystem>
+#include <set>
 
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "common/base/file.h"
 #include "common/base/status_macros.h"
 #include "memory_server/patient_file_system.h"
@@ -26,6 +28,7 @@ absl::Span<const uint8_t> ToBytes(const rocksdb::Slice& slice) { return {reinter
 // A value of this size or more has a table file of its own.
 constexpr uint64_t kOwnFileBytes = 512 << 10;
 constexpr int kOpenHeadFiles = 512;
+constexpr absl::Duration kOldFilesTimeout = absl::Seconds(30);
 
 rocksdb::Options MakeOptions(StoreAccess access) {
   const bool read_only = access == StoreAccess::kReadOnly;
@@ -171,6 +174,26 @@ class Store : public BlockStore {
     return ToStatus("verify", db_->VerifyChecksum(rocksdb::ReadOptions()));
   }
 
+  absl::Status Erase(std::string_view first, std::string_view last) override {
+    if (!writable_) return FailedPrecondition("block store {} is open read-only", directory_);
+    const rocksdb::Slice begin = ToSlice(first), end = ToSlice(last);
+    rocksdb::WriteBatch deletes;
+    {
+      const absl::ReaderMutexLock lock(&replace_mu_);
+      rocksdb::ReadOptions options;
+      options.iterate_upper_bound = &end;
+      const std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator(options));
+      for (it->Seek(begin); it->Valid(); it->Next()) RETURN_IF_ERROR(ToStatus("delete", deletes.Delete(it->key())));
+      RETURN_IF_ERROR(ToStatus("scan", it->status()));
+    }
+    RETURN_IF_ERROR(ToStatus("delete", db_->Write(WithoutLog(), &deletes)));
+    RETURN_IF_ERROR(Flush());
+    rocksdb::CompactRangeOptions options;  // rewrites all files of the range, so that deleted and overwritten values go
+    options.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForce;
+    RETURN_IF_ERROR(ToStatus("compact", db_->CompactRange(options, &begin, &end)));
+    return WaitForOldFiles();
+  }
+
   absl::Status Flush() override { return ToStatus("flush", db_->Flush(rocksdb::FlushOptions())); }
 
   absl::Status Cut(const std::string& directory) override {
@@ -209,9 +232,32 @@ class Store : public BlockStore {
       if (!ingested.ok()) return ingested;
     }
     if (batch->small()->Count() == 0) return rocksdb::Status::OK();
+    return db_->Write(WithoutLog(), batch->small());
+  }
+
+  static rocksdb::WriteOptions WithoutLog() {
     rocksdb::WriteOptions options;
     options.disableWAL = true;
-    return db_->Write(options, batch->small());
+    return options;
+  }
+
+  // The engine unlinks what a compaction replaced a moment after it, and when the last read of it ends.
+  absl::Status WaitForOldFiles() {
+    const absl::Time give_up = absl::Now() + kOldFilesTimeout;
+    while (true) {
+      std::vector<rocksdb::LiveFileMetaData> live;
+      db_->GetLiveFilesMetaData(&live);
+      std::set<std::string> names;
+      for (const rocksdb::LiveFileMetaData& file : live) names.insert(file.relative_filename);
+      std::string old;
+      for (const auto& entry : std::filesystem::directory_iterator(directory_)) {
+        const std::string name = entry.path().filename();
+        if (name.ends_with(".sst") && !names.contains(name)) old = name;
+      }
+      if (old.empty()) return absl::OkStatus();
+      if (absl::Now() >= give_up) return Unavailable("block store {}: {} is still being read after {}; try again", directory_, old, absl::FormatDuration(kOldFilesTimeout));
+      absl::SleepFor(absl::Milliseconds(1));
+    }
   }
 
   const std::string directory_;

@@ -14,7 +14,8 @@ namespace {
 
 class Pass {
  public:
-  Pass(const BankSpec& spec, const std::function<bool(uint64_t)>& pace) : spec_(spec), pace_(pace) {}
+  Pass(const CheckpointStore& checkpoints, const BankSpec& spec, const std::function<bool(uint64_t)>& pace)
+      : checkpoints_(checkpoints), purges_(checkpoints.purges()), spec_(spec), pace_(pace) {}
 
   // `where`: "checkpoint c in /data/checkpoints/c/weights".
   void ScanStore(BlockStore& store, bool weights, const std::string& where) {
@@ -22,7 +23,7 @@ class Pass {
       if (const absl::Status record = CheckRecord(key, value, weights); !record.ok()) AddDamage(Annotate(record, where));
       ++result_.records;
       result_.bytes += value.size();
-      if (!pace_(value.size())) return Cancelled("stopped");
+      if (!pace_(value.size()) || checkpoints_.purges() != purges_) return Cancelled("stopped");
       return absl::OkStatus();
     });
     if (absl::IsCancelled(scanned)) result_.whole = false;
@@ -30,6 +31,8 @@ class Pass {
   }
 
   void AddDamage(const absl::Status& status) {
+    if (checkpoints_.purges() != purges_) result_.whole = false;
+    if (!result_.whole) return;
     ++result_.damaged;
     if (result_.damage.size() < kMaxDamage) result_.damage.push_back(status);
   }
@@ -44,6 +47,8 @@ class Pass {
     return status.ok() ? status : Annotate(status, fmt::format("{} of block {}", weights ? "payload" : "state", ToString(id)));
   }
 
+  const CheckpointStore& checkpoints_;
+  const uint64_t purges_;  // a purge ends the pass, so that what it removes is not held open
   const BankSpec& spec_;
   const std::function<bool(uint64_t)>& pace_;
   ScrubResult result_;
@@ -52,7 +57,7 @@ class Pass {
 }  // namespace
 
 ScrubResult Scrub(const CheckpointStore& checkpoints, const BankSpec& spec, const std::function<bool(uint64_t)>& pace) {
-  Pass pass(spec, pace);
+  Pass pass(checkpoints, spec, pace);
   for (const Cut& cut : checkpoints.List()) {
     if (!pass.result().whole) break;
     const absl::StatusOr<HeadStores> stores = checkpoints.OpenCut(cut);
@@ -108,7 +113,10 @@ void Scrubber::Run() {
       if (owed < 0.01) return true;
       return Wait(absl::Seconds(std::exchange(owed, 0)));
     });
-    if (!result.whole) return;
+    if (!result.whole) {
+      if (!Wait(absl::Seconds(1))) return;
+      continue;
+    }
     last_pass_ = absl::Now();
     damaged.Set(static_cast<double>(result.damaged));
     for (const absl::Status& damage : result.damage) LOG_ERROR("scrub: {}", std::string(damage.message()));

@@ -20,7 +20,7 @@ struct ScrubResult {
   uint64_t records = 0, bytes = 0;
   std::vector<absl::Status> damage;  // DATA_LOSS naming store and file (or block), at most kMaxDamage; `damaged` counts all
   uint64_t damaged = 0;
-  bool whole = true;                 // false: `pace` stopped it
+  bool whole = true;                 // false: `pace` or a purge stopped it
 };
 inline constexpr size_t kMaxDamage = 100;
 

@@ -88,6 +88,8 @@ absl::StatusOr<std::unique_ptr<Shard>> Shard::Open(const BankSpec& spec, const S
   ASSIGN_OR_RETURN(shard->checkpoints_,
                    CheckpointStore::Open(options.data_directory, shard->spec_hash_, options.open_store, options.keep_checkpoints));
 
+  RETURN_IF_ERROR(shard->FinishPurges());
+
   BlockTable::Options table;
   table.memory_budget_bytes = options.memory_budget_bytes;
   table.check_free_space = [shard = shard.get()](uint64_t bytes) { return shard->CheckFreeSpace(bytes); };
@@ -154,7 +156,7 @@ absl::StatusOr<BlockRead> Shard::Read(BlockId id, int64_t newer_than) {
   RETURN_IF_ERROR(CheckBlock(id));
   if (newer_than >= 0) {
     const uint64_t version = table_->VersionOf(id);
-    if (version <= static_cast<uint64_t>(newer_than)) return BlockRead{version, 0, nullptr, true};
+    if (version == static_cast<uint64_t>(newer_than)) return BlockRead{version, 0, nullptr, true};
   }
   absl::StatusOr<CachedPayload> payload = table_->Read(id);
   if (!payload.ok()) return Annotate(payload.status(), fmt::format("the head of server \"{}\"", options_.server_id));
@@ -182,15 +184,17 @@ absl::StatusOr<BlockRead> Shard::ReadVersion(const std::string& name, BlockId id
     std::copy(record->payload.begin(), record->payload.end(), payload.data());
     stored = {record->version, record->crc32c, buffers_->Share(std::move(payload))};
   });
-  if (absl::IsNotFound(got)) return newer_than >= 0 ? AnswerRead({}, newer_than) : AnswerRead(ReadUntouched(id), newer_than);
+  if (absl::IsNotFound(got)) return newer_than == 0 ? AnswerRead({}, 0) : AnswerRead(ReadUntouched(id), newer_than);
   const absl::Status status = got.ok() ? decoded : got;
   if (!status.ok()) return Annotate(status, fmt::format("block {} of version {} in {}/versions", ToString(id), name, options_.data_directory));
   version_payloads_.Put({name, id}, stored);
+  // Purged while it was read: then the purge may have cleared the cache before this payload came.
+  if (const auto now = checkpoints_->FindVersion(name); !now.ok() || now->weights != version.weights) version_payloads_.Clear();
   return AnswerRead(stored, newer_than);
 }
 
 BlockRead Shard::AnswerRead(const CachedPayload& payload, int64_t newer_than) {
-  if (newer_than >= 0 && payload.version <= static_cast<uint64_t>(newer_than)) return {payload.version, payload.crc32c, nullptr, true};
+  if (newer_than >= 0 && payload.version == static_cast<uint64_t>(newer_than)) return {payload.version, payload.crc32c, nullptr, true};
   return {payload.version, payload.crc32c, payload.payload, false};
 }
 

@@ -3,7 +3,7 @@
 // A shard is created from a spec and a slot map without an initialisation pass: untouched blocks cost nothing and are generated when read
 // (common/bank/block_init.h). Touched blocks live in a BlockTable (block_table.h): an immutable payload that is replaced as a whole by
 // every step, beside fp32 optimizer state; in RAM, and on disk beyond the memory budget. On disk: <data>/bank.json (the spec), server.json,
-// runs.json, head/, checkpoints/<id>/, versions/<name>/, steps/.
+// runs.json, purge.json (what is being purged), head/, checkpoints/<id>/, versions/<name>/, steps/.
 // A crash goes back to the last committed checkpoint, or with Durability::kStep to the last acknowledged step (design/promises.md P1-P5;
 // step_log.h; shard_step_log.cc has what the shard does with it).
 //
@@ -29,6 +29,7 @@
 #include "common/bank/bank_spec.h"
 #include "common/bank/slot_map.h"
 #include "common/bank/training.h"
+#include "common/bank/tree_prefix.h"
 #include "common/base/buffer.h"
 #include "common/base/thread_pool.h"
 #include "memory_server/access.h"
@@ -89,6 +90,11 @@ struct ShardStatus {
   BlockTable::Stats table;          // of the touched blocks
   std::vector<std::string> versions;
   bool durable_steps = false;       // Durability::kStep
+};
+
+struct PurgeResult {
+  uint64_t blocks = 0;  // of the live head that had been trained
+  uint64_t cuts = 0;    // checkpoints and versions that were searched
 };
 
 class Shard;
@@ -152,7 +158,8 @@ class Shard {
   // --- Reading -------------------------------------------------------------------------------------------------------------------------
   // Is the block in the spec and on this server? Read and ReadVersion check it too.
   absl::Status CheckBlock(BlockId id) const;
-  // The live head. newer_than >= 0: `unchanged` when the block's version is not newer.
+  // The live head. newer_than >= 0: the version that the caller holds; `unchanged` when it is the block's. After a restore or a purge the
+  // block's may be an older one.
   absl::StatusOr<BlockRead> Read(BlockId id, int64_t newer_than = -1);
   // A published version; NOT_FOUND lists those there are.
   absl::StatusOr<BlockRead> ReadVersion(const std::string& name, BlockId id, int64_t newer_than = -1);
@@ -216,6 +223,10 @@ class Shard {
   // The weights of a committed checkpoint as an immutable version. The same again is OK; another checkpoint's is ALREADY_EXISTS.
   absl::Status Publish(const std::string& checkpoint_id, const std::string& version);
   std::vector<std::string> ListVersions() const;
+  // Makes the blocks of the prefix as if they had never been trained, in the head, every checkpoint and version, and the step log, and leaves
+  // none of their bytes in any file. Ends the run, like a restore, but the head stays at its step. What a crash or an error interrupted, the
+  // next start or purge finishes. See shard_purge.cc.
+  absl::StatusOr<PurgeResult> Purge(TreePrefix prefix) ABSL_LOCKS_EXCLUDED(transfer_mu_, cut_mu_, train_mu_, run_mu_);
 
  private:
   friend class GradientPush;
@@ -260,6 +271,9 @@ class Shard {
   absl::Status ReplayLog(const std::optional<Cut>& cut, uint64_t last_step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_)
       ABSL_LOCKS_EXCLUDED(run_mu_);
   absl::Status ApplyLogged(LoggedStep logged) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
+  absl::StatusOr<PurgeResult> PurgeEverywhere(const std::vector<TreePrefix>& prefixes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cut_mu_, train_mu_);
+  absl::Status FinishPurges() ABSL_LOCKS_EXCLUDED(cut_mu_, train_mu_);
+  void EndRun() ABSL_EXCLUSIVE_LOCKS_REQUIRED(run_mu_);
   void InstallHead(Head head, BlockTable::LiveStores stores) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
 
   const BankSpec spec_;
@@ -294,7 +308,7 @@ class Shard {
   // Run, pushes and head.
   mutable absl::Mutex run_mu_;
   bool stopping_ ABSL_GUARDED_BY(run_mu_) = false;
-  bool run_active_ ABSL_GUARDED_BY(run_mu_) = false;                      // false until BeginRun after a start or a restore
+  bool run_active_ ABSL_GUARDED_BY(run_mu_) = false;                      // false until BeginRun after a start, restore or purge
   RunSettings run_ ABSL_GUARDED_BY(run_mu_);
   std::map<std::string, uint64_t> run_epochs_ ABSL_GUARDED_BY(run_mu_);   // highest epoch ever begun; durable in runs.json
   uint64_t head_step_ ABSL_GUARDED_BY(run_mu_) = 0;

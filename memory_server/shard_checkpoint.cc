@@ -188,15 +188,19 @@ void Shard::InstallHead(Head head, BlockTable::LiveStores stores) {
   SetSnapshot(nullptr);
   table_->Install(std::move(head.blocks), std::move(stores));
   absl::MutexLock lock(&run_mu_);
-  run_active_ = false;
+  EndRun();
   run_ = RunSettings();
   run_.run_id = head.marks.run_id;
   run_.epoch = head.marks.run_epoch;
   if (!run_.run_id.empty()) run_epochs_[run_.run_id] = std::max(run_epochs_[run_.run_id], run_.epoch);
   head_step_ = head.marks.step;
+  torn_step_ = 0;
+}
+
+void Shard::EndRun() {
+  run_active_ = false;
   next_step_.clear();
   DropPending();
-  torn_step_ = 0;
 }
 
 std::vector<CheckpointInfo> Shard::ListCheckpoints() const {

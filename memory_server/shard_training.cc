@@ -149,7 +149,7 @@ absl::Status Shard::CheckRun(const StepId& step) const {
   if (known != run_epochs_.end() && step.epoch < known->second)
     return Aborted("run {} epoch {} is fenced by epoch {}", step.run_id, step.epoch, known->second);
   if (!run_active_)
-    return FailedPrecondition("no run is active on server \"{}\" since its start or restore; begin run {} with an epoch above {}",
+    return FailedPrecondition("no run is active on server \"{}\" since its start, restore or purge; begin run {} with an epoch above {}",
                               options_.server_id, step.run_id, known == run_epochs_.end() ? 0 : known->second);
   if (step.run_id != run_.run_id || step.epoch != run_.epoch)
     return FailedPrecondition("run {} epoch {} was not begun on server \"{}\"; the active run is {} epoch {}", step.run_id, step.epoch,
@@ -271,7 +271,7 @@ std::string Shard::MissingRanks(uint64_t step) const {
 
 // Whom the step after the head waits for.
 std::string Shard::WhyHeadWaits() const {
-  if (!run_active_) return "no run is active since its start or restore";
+  if (!run_active_) return "no run is active since its start, restore or purge";
   const std::string missing = MissingRanks(head_step_ + 1);
   if (!missing.empty())
     return fmt::format("step {} of run {} waits for pushes of ranks {} (of {})", head_step_ + 1, run_.run_id, missing, run_.world_size);

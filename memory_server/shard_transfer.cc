@@ -8,15 +8,20 @@
 namespace membank {
 
 absl::StatusOr<std::vector<std::string>> Shard::VerifyCheckpoint(const std::string& id) const {
+  const uint64_t purges = checkpoints_->purges();
   ASSIGN_OR_RETURN(const Cut cut, checkpoints_->Find(id));
   std::vector<std::string> damage;
   const auto note = [&](const absl::Status& status, const std::string& where) {
     if (!status.ok()) damage.push_back(fmt::format("server {}: {}{}: {}", options_.server_id, cut.directory, where, std::string(status.message())));
   };
+  const auto unpurged = [&]() -> absl::StatusOr<std::vector<std::string>> {
+    if (checkpoints_->purges() == purges) return damage;
+    return Aborted("blocks were purged on server \"{}\" while checkpoint {} was verified; verify it again", options_.server_id, id);
+  };
   const absl::StatusOr<HeadStores> stores = checkpoints_->OpenCut(cut);
   if (!stores.ok()) {
     note(stores.status(), "");
-    return damage;
+    return unpurged();
   }
   note(stores->weights->Verify(), "/weights");
   note(stores->state->Verify(), "/state");
@@ -36,7 +41,7 @@ absl::StatusOr<std::vector<std::string>> Shard::VerifyCheckpoint(const std::stri
   if (damage.empty() && (digest != cut.digest || states != digest.blocks))
     note(DataLoss("{} blocks with digest {:08x} and {} states, the manifest says {} blocks with {:08x}", digest.blocks, digest.crc32c, states,
                   cut.digest.blocks, cut.digest.crc32c), "");
-  return damage;
+  return unpurged();
 }
 
 absl::Status Shard::ReadCheckpoint(const std::string& id, const CutReader::Position& position, uint64_t max_bytes,

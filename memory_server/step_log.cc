@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "absl/cleanup/cleanup.h"
 #include "common/base/bytes.h"
 #include "common/base/crc32c.h"
 #include "common/base/file.h"
@@ -27,6 +28,30 @@ absl::Status WriteAt(int file, absl::Span<const uint8_t> bytes, uint64_t* offset
     *offset += static_cast<uint64_t>(n);
   }
   return absl::OkStatus();
+}
+
+// A record's data, borrowed from the gradients.
+struct RecordData {
+  explicit RecordData(const RankGradients& gradients) {
+    for (const auto& [id, gradient] : gradients) {
+      parts.push_back(gradient.bytes.span());
+      bytes += gradient.bytes.size();
+      crc = ExtendCrc32c(crc, gradient.bytes.data(), gradient.bytes.size());
+    }
+  }
+  RecordData() = default;
+
+  std::vector<absl::Span<const uint8_t>> parts;
+  uint64_t bytes = 0;
+  uint32_t crc = 0;
+};
+
+// Moves `offset` behind the record, also over a part of it that was written before an error.
+absl::Status WriteRecord(int file, const std::string& json, const RecordData& data, uint64_t* offset, const std::string& path) {
+  const uint64_t end = *offset + LogRecordBytes(json.size(), data.bytes);
+  RETURN_IF_ERROR(WriteAt(file, AsBytes(EncodeLogRecord(json, data.bytes, data.crc)), offset, path));
+  for (const absl::Span<const uint8_t> part : data.parts) RETURN_IF_ERROR(WriteAt(file, part, offset, path));
+  return WriteAt(file, AsBytes(std::string(end - *offset, '\0')), offset, path);
 }
 
 absl::Status TruncateDurably(const std::string& path, uint64_t bytes) {
@@ -185,7 +210,7 @@ absl::Status StepLog::Begin(const LogBase& base, bool continues) {
   file_ = file;
   directory_synced_ = false;
   segments_.push_back(std::move(segment));
-  const absl::Status written = Append(SegmentJson(spec_hash_, base, segments_.back().continues), {}, 0, 0);
+  const absl::Status written = Append(SegmentJson(spec_hash_, base, segments_.back().continues));
   if (!written.ok()) {
     ::unlink(segments_.back().path.c_str());
     segments_.pop_back();
@@ -198,42 +223,26 @@ absl::Status StepLog::Begin(const LogBase& base, bool continues) {
   return RemoveSegments(0, segments_.size() - 1);
 }
 
-absl::Status StepLog::Append(const std::string& json, absl::Span<const absl::Span<const uint8_t>> data, uint64_t data_bytes, uint32_t data_crc) {
+absl::Status StepLog::Append(const std::string& json, const RankGradients& gradients) {
   RETURN_IF_ERROR(failure_);
   Segment& segment = segments_.back();
-  const std::string head = EncodeLogRecord(json, data_bytes, data_crc);
   uint64_t offset = segment.bytes;
-  absl::Status written = WriteAt(file_, AsBytes(head), &offset, segment.path);
-  for (size_t i = 0; i < data.size() && written.ok(); ++i) written = WriteAt(file_, data[i], &offset, segment.path);
-  const uint64_t end = segment.bytes + LogRecordBytes(json.size(), data_bytes);
-  const std::string padding(kLogAlignment, '\0');
-  if (written.ok()) written = WriteAt(file_, AsBytes(padding).subspan(0, end - offset), &offset, segment.path);
-  if (written.ok()) {
-    segment.bytes = end;
-    return absl::OkStatus();
-  }
-  if (::ftruncate(file_, static_cast<off_t>(segment.bytes)) != 0) failure_ = absl::ErrnoToStatus(errno, "cut step log " + segment.path);
+  const absl::Status written = WriteRecord(file_, json, RecordData(gradients), &offset, segment.path);
+  if (written.ok()) segment.bytes = offset;
+  else if (::ftruncate(file_, static_cast<off_t>(segment.bytes)) != 0) failure_ = absl::ErrnoToStatus(errno, "cut step log " + segment.path);
   return written;
 }
 
 absl::Status StepLog::WriteGradients(const RunSettings& run, uint64_t step, const RankGradients& gradients) {
-  uint32_t crc = 0;
-  uint64_t bytes = 0;
-  std::vector<absl::Span<const uint8_t>> data;
-  for (const auto& [id, gradient] : gradients) {
-    data.push_back(gradient.bytes.span());
-    bytes += gradient.bytes.size();
-    crc = ExtendCrc32c(crc, gradient.bytes.data(), gradient.bytes.size());
-  }
   const uint64_t begin = segments_.empty() ? 0 : segments_.back().bytes;
-  RETURN_IF_ERROR(Append(GradientsJson(run, step, gradients), data, bytes, crc));
+  RETURN_IF_ERROR(Append(GradientsJson(run, step, gradients), gradients));
   // The disk begins now; WriteApply waits for the rest.
   ::sync_file_range(file_, static_cast<off_t>(begin), static_cast<off_t>(segments_.back().bytes - begin), SYNC_FILE_RANGE_WRITE);
   return absl::OkStatus();
 }
 
 absl::Status StepLog::WriteApply(uint64_t step, const ApplyParameters& parameters) {
-  RETURN_IF_ERROR(Append(ApplyJson(step, parameters), {}, 0, 0));
+  RETURN_IF_ERROR(Append(ApplyJson(step, parameters)));
   return Sync();
 }
 
@@ -257,5 +266,55 @@ absl::Status StepLog::RemoveBefore(const LogBase& base) {
 }
 
 absl::Status StepLog::Clear() { return RemoveSegments(0, segments_.size()); }
+
+// --- Purging -----------------------------------------------------------------------------------------------------------------------------
+
+absl::Status StepLog::Purge(const std::function<bool(BlockId)>& covered) {
+  RETURN_IF_ERROR(failure_);
+  Close();
+  absl::Status purged;
+  for (size_t i = 0; i < segments_.size() && purged.ok(); ++i) {
+    purged = PurgeSegment(&segments_[i], covered);
+    if (!purged.ok()) purged = Annotate(purged, "purging step log " + segments_[i].path);
+  }
+  const absl::Status opened = OpenLast();
+  return purged.ok() ? opened : purged;
+}
+
+absl::Status StepLog::PurgeSegment(Segment* segment, const std::function<bool(BlockId)>& covered) {
+  ASSIGN_OR_RETURN(const std::shared_ptr<MappedFile> mapped, MappedFile::Open(segment->path));
+  const absl::Span<const uint8_t> bytes = mapped->bytes();
+  const std::string path = segment->path + ".new";
+  const int file = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (file < 0) return absl::ErrnoToStatus(errno, "create " + path);
+  const absl::Cleanup closed = [&] {
+    ::close(file);
+    ::unlink(path.c_str());  // unless it was renamed
+  };
+  uint64_t written = 0, head = segment->base.marks.step;
+  for (size_t offset = 0; offset < bytes.size();) {
+    const std::optional<LogRecord> record = DecodeLogRecord(bytes.subspan(offset));
+    if (!record.has_value()) {  // a torn tail goes, as in Replay
+      if (const std::optional<uint64_t> later = FindLoggedStep(bytes, offset + kLogAlignment, head + 2); later.has_value())
+        return DataLoss("a damaged record at offset {}, but step {} lies behind it", offset, *later);
+      break;
+    }
+    const std::string kind = record->json.value("kind", "");
+    if (kind == "gradients") {
+      ASSIGN_OR_RETURN(LoggedStep logged, DecodeGradients(*record));
+      std::erase_if(logged.gradients, [&](const auto& gradient) { return covered(gradient.first); });
+      RETURN_IF_ERROR(WriteRecord(file, GradientsJson(logged.run, logged.step, logged.gradients), RecordData(logged.gradients), &written, path));
+    } else {
+      ApplyParameters unused;
+      if (kind == "apply") RETURN_IF_ERROR(DecodeApply(*record, &head, &unused));
+      RETURN_IF_ERROR(WriteAt(file, bytes.subspan(offset, record->bytes), &written, path));
+    }
+    offset += record->bytes;
+  }
+  if (::fdatasync(file) != 0) return absl::ErrnoToStatus(errno, "sync " + path);
+  if (::rename(path.c_str(), segment->path.c_str()) != 0) return absl::ErrnoToStatus(errno, fmt::format("rename {} to {}", path, segment->path));
+  segment->bytes = written;
+  return SyncDirectory(directory_);
+}
 
 }  // namespace membank

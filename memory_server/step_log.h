@@ -61,6 +61,9 @@ class StepLog {
 
   absl::Status RemoveBefore(const LogBase& base);  // what led to a cut that is committed now
   absl::Status Clear();
+  // Rewrites the segments without the gradients of the covered blocks; steps and their order stay. A crash leaves each segment as it was or
+  // as it will be. DATA_LOSS for damage, as Replay finds it.
+  absl::Status Purge(const std::function<bool(BlockId)>& covered);
   bool empty() const { return segments_.empty(); }
   uint64_t segment() const { return segments_.empty() ? 0 : segments_.back().number; }  // that records go to
   uint64_t bytes() const;                          // on disk
@@ -77,7 +80,8 @@ class StepLog {
   StepLog(const std::string& directory, const std::string& spec_hash) : directory_(directory), spec_hash_(spec_hash) {}
   absl::Status LoadSegment(const std::string& name);
   absl::Status ReplaySegment(Segment* segment, uint64_t last_step, uint64_t* head, const std::function<absl::Status(LoggedStep)>& apply);
-  absl::Status Append(const std::string& json, absl::Span<const absl::Span<const uint8_t>> data, uint64_t data_bytes, uint32_t data_crc);
+  absl::Status Append(const std::string& json, const RankGradients& gradients = {});
+  absl::Status PurgeSegment(Segment* segment, const std::function<bool(BlockId)>& covered);
   absl::Status RemoveSegments(size_t begin, size_t end);
   absl::Status OpenLast();
   void Close();

@@ -59,4 +59,23 @@ absl::StatusOr<AccessTable> AccessClient::Change(const std::function<absl::Statu
   return table;
 }
 
+absl::StatusOr<PurgeSummary> AccessClient::Purge(const std::string& text) const {
+  ASSIGN_OR_RETURN(const BankSpec spec, Spec());
+  ASSIGN_OR_RETURN(const TreePrefix prefix, ParsePrefix(text, spec.fan_out, spec.depth()));
+  v1::PurgeBlocksRequest request;
+  request.mutable_prefix()->set_level(prefix.level);
+  request.mutable_prefix()->set_cluster(prefix.cluster);
+  std::vector<v1::PurgeBlocksReply> replies(topology_->peers.size());
+  const absl::Time deadline = absl::Now() + absl::FromChrono(options_.call_timeout);
+  RETURN_IF_ERROR(InParallel(replies.size(), [&](size_t i) {
+    return CallPeer(topology_->peers[i], deadline, true, &v1::MemoryService::Stub::PurgeBlocks, request, &replies[i]);
+  }));
+  PurgeSummary summary;
+  for (const v1::PurgeBlocksReply& reply : replies) {
+    summary.blocks += reply.blocks();
+    summary.cuts += reply.cuts();
+  }
+  return summary;
+}
+
 }  // namespace membank

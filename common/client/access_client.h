@@ -14,6 +14,11 @@ namespace membank {
 
 struct MemoryTopology;
 
+struct PurgeSummary {
+  uint64_t blocks = 0;  // of the live heads, that had been trained
+  uint64_t cuts = 0;    // checkpoints and versions that were searched, over all servers
+};
+
 class AccessClient {
  public:
   // Reads slot map and certificates; connects with the first call.
@@ -26,6 +31,9 @@ class AccessClient {
   // Reads the tables of all servers, applies `change` to the newest, and sets the result on all. OK: it is in force and durable everywhere. On an
   // error some servers may have it; the same change again is safe and makes them agree. The new table.
   absl::StatusOr<AccessTable> Change(const std::function<absl::Status(const BankSpec& spec, AccessTable* table)>& change) const;
+
+  // Removes the bytes of a blocked prefix from all servers. On an error some may have done so; may be repeated.
+  absl::StatusOr<PurgeSummary> Purge(const std::string& prefix) const;
 
   absl::StatusOr<BankSpec> Spec() const;
 

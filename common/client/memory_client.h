@@ -23,7 +23,7 @@ struct BlockFetch {
   // in
   BlockId id;
   absl::Span<uint8_t> destination;         // BlockBytes(id.level) bytes; written once, straight from the received slices
-  int64_t newer_than = -1;                 // >= 0: when the block's version is <= this, nothing is sent and `unchanged` is set
+  int64_t newer_than = -1;                 // >= 0: the version held; when it is the block's, nothing is sent and `unchanged` is set
   // out
   uint64_t version = 0;
   bool unchanged = false;

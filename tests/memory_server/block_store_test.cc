@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "common/base/bytes.h"
+#include "common/base/status_macros.h"
 #include "memory_server/in_memory_block_store.h"
 #include "memory_server/rocksdb_store.h"
 
@@ -135,6 +136,41 @@ TEST_P(BlockStoreTest, ACutIsDurableWholeAndNeverChanges) {
   EXPECT_EQ(*Get(*cut, "k"), "before");
   EXPECT_EQ(Keys(*cut, ""), (std::vector<std::string>{"k"}));
   EXPECT_EQ(*Get(*store, "k"), "after");
+}
+
+// Values of both sizes (large ones have files of their own), older values, and values that only the engine's memory has.
+TEST_P(BlockStoreTest, ErasedKeysLeaveNoBytesBehind) {
+  auto store = Open("a");
+  const auto value = [](int version, char key, size_t size) {
+    std::string text;
+    while (text.size() < size) text += fmt::format("<{} of version {}>", key, version);
+    return text;
+  };
+  const auto files_hold = [&](const std::string& directory, const std::string& text) {
+    for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+      std::ifstream in(entry.path(), std::ios::binary);
+      const std::string all((std::istreambuf_iterator<char>(in)), {});
+      if (all.find(text) != std::string::npos) return true;
+    }
+    return false;
+  };
+  for (int version = 1; version <= 3; ++version) {
+    for (char key = 'a'; key <= 'h'; ++key)
+      ASSERT_TRUE(store->Put(std::string(1, key), AsBytes(value(version, key, key % 2 == 0 ? 1000 : 700 << 10))).ok());
+    ASSERT_TRUE(version == 3 || store->Flush().ok());
+    ASSERT_TRUE(version != 2 || store->Cut(root_ + "/cut").ok());
+  }
+  ASSERT_TRUE(files_hold(root_ + "/a", "<c of version")) << "the search finds what is there";
+  const absl::Status erased = store->Erase("c", "f");
+  ASSERT_TRUE(erased.ok()) << erased;
+  EXPECT_EQ(Keys(*store, ""), (std::vector<std::string>{"a", "b", "f", "g", "h"}));
+  for (char key = 'c'; key < 'f'; ++key) EXPECT_FALSE(files_hold(root_ + "/a", fmt::format("<{} of version", key))) << key;
+  EXPECT_EQ(*Get(*store, "f"), value(3, 'f', 1000));
+  EXPECT_EQ(*Get(*store, "g"), value(3, 'g', 700 << 10));
+  EXPECT_TRUE(store->Erase("c", "f").ok()) << "again";
+  auto cut = Open("cut", StoreAccess::kReadOnly);
+  EXPECT_EQ(*Get(*cut, "c"), value(2, 'c', 700 << 10)) << "a cut has the files to itself";
+  EXPECT_EQ(cut->Erase("a", "b").code(), absl::StatusCode::kFailedPrecondition);
 }
 
 TEST_P(BlockStoreTest, ReadOnlyStoresRefuseWritesAndMissingOnesAreNotFound) {

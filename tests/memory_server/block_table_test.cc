@@ -35,6 +35,10 @@ class TestStore : public BlockStore {
   absl::Status Get(std::string_view key, const std::function<void(absl::Span<const uint8_t>)>& visit) override { return base_->Get(key, visit); }
   absl::Status Scan(std::string_view prefix, const Visitor& visit) override { return base_->Scan(prefix, visit); }
   absl::Status Seek(std::string_view key, const Visitor& visit) override { return base_->Seek(key, visit); }
+  absl::Status Erase(std::string_view first, std::string_view last) override {
+    if (disk_->full) return absl::ResourceExhaustedError("no space left on device");
+    return base_->Erase(first, last);
+  }
   absl::Status Verify() override { return base_->Verify(); }
   absl::Status Flush() override { return absl::OkStatus(); }
   absl::Status Cut(const std::string& directory) override { return base_->Cut(directory); }

@@ -342,6 +342,7 @@ class FullDiskStore : public BlockStore {
   absl::Status Get(std::string_view key, const std::function<void(absl::Span<const uint8_t>)>& visit) override { return base_->Get(key, visit); }
   absl::Status Scan(std::string_view prefix, const Visitor& visit) override { return base_->Scan(prefix, visit); }
   absl::Status Seek(std::string_view key, const Visitor& visit) override { return base_->Seek(key, visit); }
+  absl::Status Erase(std::string_view first, std::string_view last) override { return *full_ ? Full() : base_->Erase(first, last); }
   absl::Status Verify() override { return base_->Verify(); }
   absl::Status Flush() override { return *full_ ? Full() : base_->Flush(); }
   absl::Status Cut(const std::string& directory) override { return *full_ ? Full() : base_->Cut(directory); }

@@ -22,6 +22,7 @@ class HeldStore final : public BlockStore {
   absl::Status Get(std::string_view key, const std::function<void(absl::Span<const uint8_t>)>& visit) override { return store_->Get(key, visit); }
   absl::Status Scan(std::string_view prefix, const Visitor& visit) override { return store_->Scan(prefix, visit); }
   absl::Status Seek(std::string_view key, const Visitor& visit) override { return store_->Seek(key, visit); }
+  absl::Status Erase(std::string_view first, std::string_view last) override { return store_->Erase(first, last); }
   absl::Status Verify() override { return store_->Verify(); }
   absl::Status Cut(const std::string& directory) override { return store_->Cut(directory); }
   absl::Status Flush() override {

@@ -26,9 +26,10 @@ class StepLogTest : public ::testing::Test {
     log_ = *std::move(log);
   }
 
-  static RankGradients Gradients(uint64_t step) {
+  RankGradients Gradients(uint64_t step) const {
     RankGradients gradients;
     for (uint32_t cluster = 0; cluster < 1 + step % 3; ++cluster) {
+      if (cluster == purged_cluster_) continue;
       Gradient gradient{cluster % 2 == 0 ? DType::kF32 : DType::kBF16, Buffer(12 + 4 * cluster)};
       std::fill_n(gradient.bytes.data(), gradient.bytes.size(), static_cast<uint8_t>(step + cluster));
       gradients.emplace(BlockId{1, cluster}, std::move(gradient));
@@ -80,6 +81,7 @@ class StepLogTest : public ::testing::Test {
 
   const std::string directory_;
   std::unique_ptr<StepLog> log_;
+  uint32_t purged_cluster_ = ~uint32_t{0};
 };
 
 TEST_F(StepLogTest, StepsComeBackAndTheLogGoesOn) {
@@ -187,6 +189,37 @@ TEST_F(StepLogTest, DamageBeforeALaterStepIsDataLossAndChangesNothing) {
     ASSERT_EQ(*ReadFile(file), damaged);
   }
   EXPECT_GT(lost, static_cast<int>(ends[2]) * 9 / 10);
+}
+
+TEST_F(StepLogTest, APurgeKeepsEveryStepWithoutTheBlocksThatGo) {
+  const auto covered = [](BlockId id) { return id.cluster == 1; };
+  Open();
+  ASSERT_OK(log_->Begin(Base(0), false));
+  for (uint64_t step = 1; step <= 2; ++step) Write(step);
+  ASSERT_OK(log_->Begin(Base(2), true));
+  Write(3);
+  ASSERT_OK(log_->WriteGradients(Run(), 4, Gradients(4)));  // prepared
+  ASSERT_OK(log_->Purge(covered));
+  purged_cluster_ = 1;
+  ASSERT_OK(log_->WriteApply(4, Parameters(4)));
+  Write(5);
+  EXPECT_EQ(Files().size(), 2u);
+  ASSERT_EQ(*Reopen(Base(0)), 5u);
+
+  // At a start, with a torn tail: it goes, and with it what it held.
+  const std::string file = Files().at(1), whole = *ReadFile(file);
+  std::ofstream(file, std::ios::binary) << whole.substr(0, whole.size() - 1);
+  Open();
+  ASSERT_OK(log_->Purge(covered));
+  ASSERT_EQ(*Reopen(Base(0)), 4u);
+  // Damage is not taken for one.
+  std::string damaged = whole;
+  damaged[damaged.size() / 3] ^= 1;
+  std::ofstream(file, std::ios::binary) << damaged;
+  Open();
+  EXPECT_CODE(log_->Purge(covered), kDataLoss, file);
+  EXPECT_EQ(*ReadFile(file), damaged);
+  EXPECT_EQ(Files().size(), 2u) << "no leftovers";
 }
 
 TEST_F(StepLogTest, AMissingSegmentIsDataLoss) {

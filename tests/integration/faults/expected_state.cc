@@ -1,8 +1,8 @@
 // A trainer whose every block has a known value: gradients are small integers, SGD runs with rate 1, so what a block lost since step 0 is
 // the count of all that was pushed to it, and that is a function of the step alone. One push lost or counted twice shows, whatever happened
 // to servers and connections meanwhile. It pushes as two ranks in random order, repeats and replays calls, prepares, commits, aborts,
-// deletes and restores checkpoints and publishes versions; when a call fails it goes back to the newest checkpoint, as a trainer does. It
-// checks that no acknowledged checkpoint or version is lost, and compares every block after every restore and round.
+// deletes and restores checkpoints, publishes versions and purges a block; when a call fails it goes back to the newest checkpoint, as a
+// trainer does. It checks that no acknowledged checkpoint or version is lost, and compares every block after every restore and round.
 //
 //   expected_state --slot-map FILE --seed N [--rounds N | --stop-file FILE] [--check-only | --check-beside]
 //
@@ -16,6 +16,7 @@
 #include "CLI/CLI.hpp"
 #include "common/bank/block_layout.h"
 #include "common/base/status_macros.h"
+#include "common/client/access_client.h"
 #include "common/client/memory_client.h"
 #include "nlohmann/json.hpp"
 
@@ -27,6 +28,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr uint32_t kRanks = 2;
 constexpr uint64_t kRoundSteps = 4;  // at most, between a checkpoint and the restore of it
+constexpr size_t kMaxVersionsAtPurge = 150;  // each takes its time
 constexpr auto kGiveUp = std::chrono::seconds(60);  // without progress
 
 struct Options {
@@ -60,15 +62,21 @@ uint64_t Mix(uint64_t x) {
   return x ^ (x >> 29);
 }
 
+// A leaf that is trained in the first steps only, and purged later.
+constexpr BlockId kDoomed = {2, 6};
+constexpr uint64_t kDoomedSteps = 2;
+
 // What rank `rank` pushes to a block at `step`; 0: the block is not in its push.
 int Gradient(uint64_t step, BlockId id, uint32_t rank) {
+  if (id == kDoomed) return step <= kDoomedSteps ? 3 : 0;
   const uint64_t hash = Mix(step * 1000003 + id.level * 10007 + id.cluster * 101 + rank);
   return hash % 3 == 0 ? static_cast<int>(hash / 3 % 5 + 1) : 0;
 }
 
 class Trainer {
  public:
-  Trainer(MemoryClient* client, const Options& options) : client_(*client), spec_(client->spec()), random_(options.seed) {
+  Trainer(MemoryClient* client, AccessClient* access, const Options& options)
+      : client_(*client), access_(*access), spec_(client->spec()), random_(options.seed), may_be_purged_(options.check_only || options.check_beside) {
     for (uint32_t level = 1; level <= spec_.depth(); ++level)
       for (uint32_t cluster = 0; cluster <= ClusterCount(spec_.fan_out, level); ++cluster) blocks_.push_back({level, cluster});
   }
@@ -123,7 +131,7 @@ class Trainer {
     RETURN_IF_ERROR(client_.AbortCheckpoint(fmt::format("a{}", head_)));
     const std::string id = fmt::format("c{}", head_);
     RETURN_IF_ERROR(Checkpoint(id, head_));
-    if (Chance(30)) RETURN_IF_ERROR(Publish(id));
+    if (Chance(15)) RETURN_IF_ERROR(Publish(id));
     RETURN_IF_ERROR(Step());
     if (Chance(30)) {
       RETURN_IF_ERROR(client_.RestoreCheckpoint(id));
@@ -132,6 +140,7 @@ class Trainer {
     }
     RETURN_IF_ERROR(client_.PrepareCheckpoint(fmt::format("d{}", head_), head_));
     RETURN_IF_ERROR(client_.DeleteCheckpoint(fmt::format("d{}", head_)));
+    if (Chance(20) && published_.size() < kMaxVersionsAtPurge) RETURN_IF_ERROR(Purge());
     ++counts_["rounds"];
     return absl::OkStatus();
   }
@@ -151,6 +160,23 @@ class Trainer {
     published_[name] = head_;
     ++counts_["versions"];
     return absl::OkStatus();
+  }
+
+  // No checkpoint is older than the steps that trained the block any more. The head stays, the run ends.
+  absl::Status Purge() {
+    const auto set_blocked = [&](bool blocked) {
+      return access_.Change([&](const BankSpec&, AccessTable* table) {
+        table->SetBlocked({kDoomed.level, kDoomed.cluster}, blocked);
+        return absl::OkStatus();
+      }).status();
+    };
+    RETURN_IF_ERROR(set_blocked(true));
+    may_be_purged_ = true;
+    RETURN_IF_ERROR(access_.Purge(ToString(TreePrefix{kDoomed.level, kDoomed.cluster}, spec_.fan_out)).status());
+    purged_ = true;
+    ++counts_["purges"];
+    RETURN_IF_ERROR(set_blocked(false));
+    return BeginRun();
   }
 
   absl::Status Push(uint64_t step, uint32_t rank) {
@@ -269,8 +295,9 @@ class Trainer {
 
   // Every element that starts at zero holds minus the sum of all steps up to `step`.
   void CheckBlock(BlockId id, const std::vector<float>& values, uint64_t step, const std::string& version) const {
-    const float expected = -Expected(id, step);
     const FfnLayerRange last = FfnLayer(spec_, id.level, spec_.layers - 1);
+    const bool gone = id == kDoomed && (purged_ || (may_be_purged_ && values[last.down] == 0));
+    const float expected = gone ? 0 : -Expected(id, step);
     for (uint64_t element = last.down; element < last.end; ++element) {
       Require(values[element] == expected, "block {} of {} at step {}: element {} is {}, expected {}", ToString(id), version, step, element,
               values[element], expected);
@@ -278,8 +305,10 @@ class Trainer {
   }
 
   MemoryClient& client_;
+  AccessClient& access_;
   const BankSpec spec_;
   std::mt19937_64 random_;
+  bool may_be_purged_, purged_ = false;          // the doomed block: a purge was begun, a purge was acknowledged
   std::vector<BlockId> blocks_;
   uint64_t epoch_ = 0, head_ = 0, first_ = 0;    // of the run that is active
   uint64_t committed_ = 0;                       // last acknowledged checkpoint
@@ -296,7 +325,13 @@ int Run(const Options& options) {
     fmt::print(stderr, "cannot connect: {}\n", client.status().ToString());
     return 1;
   }
-  Trainer trainer(client->get(), options);
+  client_options.call_timeout = std::chrono::seconds(20);  // of a purge
+  auto access = AccessClient::Create(client_options);
+  if (!access.ok()) {
+    fmt::print(stderr, "cannot change access: {}\n", access.status().ToString());
+    return 1;
+  }
+  Trainer trainer(client->get(), access->get(), options);
   try {
     if (options.check_only) {
       trainer.CheckNow();

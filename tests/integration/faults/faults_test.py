@@ -82,11 +82,12 @@ def points():
 
 def strike_points(directory, choice, times):
     """Dies at each named point, in one server, and comes back."""
-    struck = collections.Counter()
-    with cluster(directory) as servers:
-        servers.start()
-        trainer = Trainer(servers.slot_map, choice.randrange(1 << 30))
-        for _ in range(times):
+    struck, counts = collections.Counter(), collections.Counter()
+    for i in range(times):
+        (directory / str(i)).mkdir()
+        with cluster(directory / str(i)) as servers:
+            servers.start()
+            trainer = Trainer(servers.slot_map, choice.randrange(1 << 30))
             for point in choice.sample(points(), len(points())):
                 name = choice.choice(NAMES)
                 kill(servers, [name])
@@ -101,7 +102,8 @@ def strike_points(directory, choice, times):
                     raise AssertionError(f"{name} ended at {point} with {servers.running[name].returncode}:\n{servers.log(name)}")
                 struck[point] += 1
                 restart(servers, name)
-        counts = trainer.stop()
+            counts.update(trainer.stop())
+        shutil.rmtree(directory / str(i))
     return f"{sum(struck.values())} deaths at {len(struck)} named points", counts
 
 

@@ -32,13 +32,14 @@ constexpr struct {
   const char* fetch;
   const char* push;
   const char* change;   // SetAccess of the block's prefix
+  const char* purge;
 } kPerBlock[] = {
-    {"alice", "oodbi", "oodfi", "dodoi"},
-    {"bob", "ododi", "ododi", "ddodi"},
-    {"rita", "oodbi", "ddddd", "ddddi"},  // reads what is alice's
-    {"trainer", "odddi", "odddi", "ddddi"},
-    {"admin", "odddi", "odddi", "ooooi"},
-    {"stranger", "odddi", "ddddd", "ddddi"},
+    {"alice", "oodbi", "oodfi", "dodoi", "dfdoi"},
+    {"bob", "ododi", "ododi", "ddodi", "ddfdi"},
+    {"rita", "oodbi", "ddddd", "ddddi", "ddddi"},  // reads what is alice's
+    {"trainer", "odddi", "odddi", "ddddi", "ddddi"},
+    {"admin", "odddi", "odddi", "ooooi", "fffoi"},
+    {"stranger", "odddi", "ddddd", "ddddi", "ddddi"},
 };
 
 // Calls that are about no block: who may make them. Trainers here are alice, bob and trainer.
@@ -56,7 +57,7 @@ const std::map<std::string, std::set<std::string>> kPerCall = {
     {"ReadCheckpoint", {"admin"}},
     {"WriteCheckpoint", {"admin"}},
 };
-const std::set<std::string> kPerBlockCalls = {"FetchBlocks", "PushGradients", "SetAccess"};
+const std::set<std::string> kPerBlockCalls = {"FetchBlocks", "PushGradients", "SetAccess", "PurgeBlocks"};
 
 char Letter(const grpc::Status& status) {
   switch (status.error_code()) {
@@ -179,6 +180,15 @@ class AccessMatrix : public testing::Test {
     return Letter(status);
   }
 
+  char Purge(const std::string& caller, BlockId id) {
+    v1::PurgeBlocksRequest request;
+    request.mutable_prefix()->set_level(id.level);
+    request.mutable_prefix()->set_cluster(id.cluster);
+    v1::PurgeBlocksReply reply;
+    grpc::ClientContext context;
+    return Letter(stubs_[caller]->PurgeBlocks(&context, request, &reply));
+  }
+
   template <typename Request, typename Reply>
   bool MayCall(const std::string& caller, grpc::Status (v1::MemoryService::Stub::*method)(grpc::ClientContext*, const Request&, Reply*)) {
     grpc::ClientContext context;
@@ -209,6 +219,9 @@ TEST_F(AccessMatrix, EveryCallerEveryCallEveryBlock) {
     check(row.caller, "FetchBlocks", row.fetch, [&](const std::string& caller, BlockId id) { return Fetch(caller, id); });
     check(row.caller, "PushGradients", row.push, [&](const std::string& caller, BlockId id) { return Push(caller, id); });
     check(row.caller, "SetAccess", row.change, [&](const std::string& caller, BlockId id) { return Change(caller, id); });
+  }
+  for (const auto& row : kPerBlock) {  // last: a purge ends the run
+    check(row.caller, "PurgeBlocks", row.purge, [&](const std::string& caller, BlockId id) { return Purge(caller, id); });
   }
   using Stub = v1::MemoryService::Stub;
   for (const auto& row : kPerBlock) {

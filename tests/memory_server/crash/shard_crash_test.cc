@@ -1,5 +1,5 @@
-// A shard that dies at every single change of its directory: a child process runs through runs, steps, checkpoints, garbage collection, restore
-// and publishing, and ends with _exit before its n-th mkdir, rename, link, unlink, fsync, ... for n = 1, 2, ... until it gets through. After each
+// A shard that dies at every single change of its directory: a child process runs through runs, steps, checkpoints, garbage collection, restore,
+// publishing and a purge, and ends with _exit before its n-th mkdir, rename, link, unlink, fsync, ... for n = 1, 2, ... until it gets through. After each
 // death the parent opens what is left: it is the state before or after the operation that was under way, every checkpoint listed is whole,
 // nothing half lies about, and training goes on. The system calls are caught by defining them here.
 #include <dlfcn.h>
@@ -12,6 +12,7 @@
 
 #include <cstdio>
 
+#include "common/base/file.h"
 #include "common/base/status_macros.h"
 #include "memory_server/shard.h"
 #include "tests/memory_server/shard_fixture.h"
@@ -47,6 +48,10 @@ int fdatasync(int) { return Count(), 0; }
 namespace membank {
 namespace {
 
+constexpr char kPurge[] = "purge 1.1";
+constexpr BlockId kPurged = {2, 4};
+constexpr float kSecret = 1234.5f;  // all over the block and its gradients
+
 struct Operation {
   const char* name;
   std::function<absl::Status(ShardFixture&)> run;
@@ -65,7 +70,7 @@ std::vector<Operation> Operations() {
       {"step 1", [](ShardFixture& f) { return BeginAndTrain(f, 1, 1, 1); }, {0, 0}, {1, 1}},
       {"prepare c1", [](ShardFixture& f) { return f.shard->PrepareCheckpoint("c1", 1); }, {0, 0}, {1, 1}},
       {"commit c1", [](ShardFixture& f) { return f.shard->CommitCheckpoint("c1"); }, {1, 1}, {1, 1}},
-      {"step 2", [](ShardFixture& f) { return f.Train(2, {{{1, 0}, 2}}); }, {1, 1}, {2, 3}},
+      {"step 2", [](ShardFixture& f) { return f.Train(2, {{{1, 0}, 2}, {kPurged, kSecret}}); }, {1, 1}, {2, 3}},
       {"prepare c2", [](ShardFixture& f) { return f.shard->PrepareCheckpoint("c2", 2); }, {1, 1}, {2, 3}},
       {"commit c2, c1 goes", [](ShardFixture& f) { return f.shard->CommitCheckpoint("c2", 1); }, {2, 3}, {2, 3}},
       {"prepare c3", [](ShardFixture& f) { return f.shard->PrepareCheckpoint("c3", 2); }, {2, 3}, {2, 3}},
@@ -74,7 +79,8 @@ std::vector<Operation> Operations() {
       {"prepare c4", [](ShardFixture& f) { return f.shard->PrepareCheckpoint("c4", 3); }, {2, 3}, {3, 6}},
       {"commit c4", [](ShardFixture& f) { return f.shard->CommitCheckpoint("c4", 2); }, {3, 6}, {3, 6}},
       {"publish", [](ShardFixture& f) { return f.shard->Publish("c4", "v1"); }, {3, 6}, {3, 6}},
-      {"step 4", [](ShardFixture& f) { return f.Train(4, {{{1, 0}, 4}}); }, {3, 6}, {4, 10}},
+      {"step 4", [](ShardFixture& f) { return f.Train(4, {{{1, 0}, 4}, {kPurged, kSecret}}); }, {3, 6}, {4, 10}},
+      {kPurge, [](ShardFixture& f) { return f.shard->Purge({1, 1}).status(); }, {3, 6}, {4, 10}},
       {"restore c2", [](ShardFixture& f) { return f.shard->RestoreCheckpoint("c2"); }, {2, 3}, {2, 3}},
       {"delete c4", [](ShardFixture& f) { return f.shard->DeleteCheckpoint("c4"); }, {2, 3}, {2, 3}},
       {"step 3 again", [](ShardFixture& f) { return BeginAndTrain(f, 2, 3, 30); }, {2, 3}, {3, 33}},
@@ -116,10 +122,37 @@ class ShardCrashTest : public ::testing::TestWithParam<Durability> {
     return GetParam() == Durability::kStep ? last.step : last.checkpoint;
   }
 
+  static bool FilesHoldSecret(const std::string& directory) {
+    for (const float value : {kSecret, -kSecret, -2 * kSecret}) {
+      const std::vector<float> values(4, value);
+      const std::string_view secret(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
+      for (const auto& entry : std::filesystem::recursive_directory_iterator(directory))
+        if (entry.is_regular_file() && ReadFile(entry.path())->find(secret) != std::string::npos) return true;
+    }
+    return false;
+  }
+
+  // Once the purge has begun and somebody saw it, and at the latest when it is done, the block and its bytes are gone.
+  void ExpectPurged(ShardFixture& fixture, size_t done) {
+    const std::vector<Operation> operations = Operations();
+    const size_t purge = std::find_if(operations.begin(), operations.end(), [](const Operation& o) { return o.name == kPurge; }) - operations.begin();
+    const bool secret = FilesHoldSecret(fixture.options.data_directory);
+    if (done > purge) {
+      ASSERT_FALSE(secret);
+    }
+    if (done == purge) {
+      ASSERT_EQ(fixture.shard->Read(kPurged)->version > 0, secret);
+      secret ? ++purges_.first : ++purges_.second;
+    }
+  }
+
+  std::pair<int, int> purges_;  // of those that were interrupted: not begun, finished by the restart
+
   void ExpectWhole(ShardFixture& fixture, size_t done) {
     ASSERT_OK(fixture.TryOpen());
     const std::pair<uint64_t, float> found{fixture.shard->Status().head_step, fixture.Count({1, 0})};
     ASSERT_TRUE(found == After(done) || found == After(done + 1)) << "head " << found.first << ", count " << found.second;
+    ASSERT_NO_FATAL_FAILURE(ExpectPurged(fixture, done));
     for (const CheckpointInfo& info : fixture.shard->ListCheckpoints()) {
       const auto damage = fixture.shard->VerifyCheckpoint(info.id);
       ASSERT_OK(damage);
@@ -150,6 +183,9 @@ TEST_P(ShardCrashTest, WhereverItDiesTheStateIsTheOneBeforeOrAfterTheOperation) 
   }
   std::printf("died at %d places\n", n - 2);
   EXPECT_GT(n, 80);
+  std::printf("of the purges that it died in, %d had not begun, %d were finished by the restart\n", purges_.first, purges_.second);
+  EXPECT_GT(purges_.first, 0);
+  EXPECT_GT(purges_.second, 5);
 }
 
 INSTANTIATE_TEST_SUITE_P(Classes, ShardCrashTest, ::testing::Values(Durability::kCheckpoint, Durability::kStep),
