@@ -47,7 +47,8 @@ absl::Status ServiceProcess::ServeUntilStopped(const ServiceWork& work) {
     LOG_INFO("{}: serving on {}", work.about, nlohmann::json(addresses).dump());
     int signal = 0;
     sigwait(&signals_, &signal);
-    LOG_INFO("{}: draining for at most {} ms", strsignal(signal), options_.drain_timeout_ms);
+    LOG_INFO("{}: draining for at most {} ms; a second signal ends it at once", strsignal(signal), options_.drain_timeout_ms);
+    pthread_sigmask(SIG_UNBLOCK, &signals_, nullptr);
   }
 
   const absl::Time deadline = absl::Now() + absl::Milliseconds(options_.drain_timeout_ms);

@@ -38,6 +38,7 @@ class ServiceProcess {
   static absl::StatusOr<std::unique_ptr<ServiceProcess>> Start(const ServiceOptions& options);
 
   // Serves until SIGTERM or SIGINT, then drains: readiness off, own work, running calls. The ready file exists while calls are served.
+  // A second signal ends the process at once.
   absl::Status ServeUntilStopped(const ServiceWork& work);
 
  private:
