@@ -111,8 +111,9 @@ def train_arguments(directory):
 
 
 def log_lines(directory):
+    """Whole lines: the trainer may be writing the next one."""
     path = directory / "run/log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines() if line] if path.exists() else []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
 
 def prepare(directory):
