@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "common/bank/block.h"
 #include "gtest/gtest.h"
 #include "router/router_core.h"
@@ -14,12 +16,16 @@ namespace membank {
 
 class FakePathFinder : public PathFinder {
  public:
-  std::vector<std::string> texts;  // that were resolved
+  std::vector<std::string> texts() const {  // that were resolved
+    absl::MutexLock lock(&mu_);
+    return texts_;
+  }
   const TreeFacts& facts() const override { return facts_; }
   absl::StatusOr<std::vector<Resolution>> Resolve(const std::vector<std::string>& resolve) override {
     std::vector<Resolution> found;
+    absl::MutexLock lock(&mu_);
     for (const std::string& text : resolve) {
-      texts.push_back(text);
+      texts_.push_back(text);
       const uint32_t leaf = static_cast<uint32_t>(text.size() % 16);
       found.push_back({{MemoryMode::kFetched, 2, leaf}, {{leaf / 4, 0.25f}, {leaf, 0.125f}}});
     }
@@ -33,6 +39,8 @@ class FakePathFinder : public PathFinder {
 
  private:
   TreeFacts facts_{4, 2, 2, "tree", "embedder"};
+  mutable absl::Mutex mu_;  // requests resolve at the same time
+  std::vector<std::string> texts_ ABSL_GUARDED_BY(mu_);
 };
 
 struct RouterUnderTest {

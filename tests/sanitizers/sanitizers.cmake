@@ -17,8 +17,8 @@ set(MEMBANK_SANITIZER_ENVIRONMENT
   "TSAN_OPTIONS=${log}:suppressions=${CMAKE_SOURCE_DIR}/tests/sanitizers/tsan.supp:history_size=4:ignore_noninstrumented_modules=1:print_suppressions=0")
 
 if(MEMBANK_SANITIZE MATCHES "thread")
-  add_library(membank_tsan_mutex OBJECT ${CMAKE_SOURCE_DIR}/tests/sanitizers/tsan_mutex.cc)
-  set(MEMBANK_SANITIZER_OBJECTS $<TARGET_OBJECTS:membank_tsan_mutex>)  # of every program
+  add_library(membank_tsan_order OBJECT ${CMAKE_SOURCE_DIR}/tests/sanitizers/tsan_order.cc)
+  set(MEMBANK_SANITIZER_OBJECTS $<TARGET_OBJECTS:membank_tsan_order>)  # of every program
 endif()
 
 add_test(NAME sanitizer_findings_begin COMMAND ${CMAKE_COMMAND} -E rm -rf ${MEMBANK_FINDINGS})

@@ -134,7 +134,7 @@ TEST(ChatTest, RendersChatMlAndResolvesByTheQuestion) {
   EXPECT_EQ(reply["choices"][0]["logprobs"]["content"][1]["token"], " two");
   EXPECT_EQ(reply["choices"][0]["logprobs"]["content"][1]["top_logprobs"].size(), 2u);
   EXPECT_EQ(reply["memory"]["path"], "1.1");
-  EXPECT_THAT(served.paths.texts, testing::ElementsAre("what?"));
+  EXPECT_THAT(served.paths.texts(), testing::ElementsAre("what?"));
   const v1::GenerateRequest request = served.fake().last_request();
   EXPECT_EQ(request.prompt().text(),
             "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"

@@ -57,7 +57,7 @@ TEST(RouterServiceTest, ResolvesThePromptOnceAndNamesThePath) {
   EXPECT_EQ(reply.first.resolution().path_text(), "2.0");
   EXPECT_EQ(reply.first.resolution().levels(1).distance(), 0.125f);
   EXPECT_EQ(reply.first.worker(), served.servers[0]->address());
-  EXPECT_THAT(served.paths.texts, testing::ElementsAre("seven by"));
+  EXPECT_THAT(served.paths.texts(), testing::ElementsAre("seven by"));
 }
 
 TEST(RouterServiceTest, RetrieveOnAndExplicitPathAndModes) {
@@ -80,7 +80,7 @@ TEST(RouterServiceTest, TokenPromptsAreResolvedByTheirText) {
   v1::RouteGenerateRequest request = Ask("");
   for (const char c : std::string("hello")) request.mutable_prompt()->mutable_tokens()->add_ids(c);
   EXPECT_EQ(served.Generate(request).first.chunk().start().memory().path_text(), "1.1");
-  EXPECT_THAT(served.paths.texts, testing::ElementsAre("hello"));
+  EXPECT_THAT(served.paths.texts(), testing::ElementsAre("hello"));
 }
 
 TEST(RouterServiceTest, BadRequestsSayWhatIsWrong) {

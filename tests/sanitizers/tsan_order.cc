@@ -1,13 +1,14 @@
-// Debian's abseil is not built with ThreadSanitizer, so it would not see that absl's locks order anything, and every guarded member would
-// be reported. This file, linked into every program of the preset tsan, stands in front of the functions that we and gRPC use, tells the
-// sanitizer what they order, and calls the real ones. While abseil evaluates Conditions (which it does in whatever thread unlocks) their
-// reads are not looked at: they happen under the lock, but between our two notes.
+// Debian's abseil and gRPC are not built with ThreadSanitizer, so it would not see that absl's locks and the operations of a call order
+// anything, and every guarded member would be reported. This file, linked into every program of the preset tsan, stands in front of the
+// functions that we and gRPC use, tells the sanitizer what they order, and calls the real ones. While abseil evaluates Conditions (which it
+// does in whatever thread unlocks) their reads are not looked at: they happen under the lock, but between our two notes.
 #include <dlfcn.h>
 #include <sanitizer/tsan_interface.h>
 
 #include "absl/synchronization/blocking_counter.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
+#include "grpc/grpc.h"
 
 extern "C" {
 void AnnotateIgnoreReadsBegin(const char* file, int line);
@@ -108,6 +109,11 @@ bool CondVar::WaitWithTimeout(Mutex* mutex, Duration timeout) {
   return Waiting(mutex, [&] { return real(this, mutex, timeout); });
 }
 
+bool CondVar::WaitWithDeadline(Mutex* mutex, Time deadline) {
+  static const auto real = Real<bool(CondVar*, Mutex*, Time)>(ABSL_SYMBOL("7CondVar16WaitWithDeadlineEPNS0_5MutexENS0_4TimeE"));
+  return Waiting(mutex, [&] { return real(this, mutex, deadline); });
+}
+
 void Notification::Notify() {
   static const auto real = Real<void(Notification*)>(ABSL_SYMBOL("12Notification6NotifyEv"));
   Unlocking(this, [&] { real(this); });
@@ -130,3 +136,18 @@ void BlockingCounter::Wait() {
 }
 
 }  // namespace absl
+
+// gRPC hands what belongs to a call between threads through queues without locks: what happened before an operation of a call was started
+// happened before its end is told, which begins with giving back the reference to the call.
+extern "C" grpc_call_error grpc_call_start_batch(grpc_call* call, const grpc_op* operations, size_t count, void* tag, void* reserved) {
+  static const auto real = Real<grpc_call_error(grpc_call*, const grpc_op*, size_t, void*, void*)>("grpc_call_start_batch");
+  __tsan_release(call);
+  return real(call, operations, count, tag, reserved);
+}
+
+extern "C" void grpc_call_unref(grpc_call* call) {
+  static const auto real = Real<void(grpc_call*)>("grpc_call_unref");
+  __tsan_release(call);
+  __tsan_acquire(call);
+  real(call);
+}
