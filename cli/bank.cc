@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cli/bank_access.h"
+#include "cli/bank_slots.h"
 #include "cli/command.h"
 #include "cli/connect.h"
 #include "common/bank/cluster_tree.h"
@@ -25,8 +26,6 @@ struct BankCommand {
   std::string anchor, tree, dtype = "bf16", bank_id = "bank";
   std::vector<uint32_t> widths;
   uint64_t seed = 0;
-  // slots init
-  std::vector<std::string> slot_servers;
   std::string output;
   // publish
   std::string checkpoint = "latest", version;
@@ -85,22 +84,6 @@ absl::Status Create(const BankCommand& command) {
   }
   PrintSizes(spec, anchor.parameters);
   fmt::print("wrote {}\n", command.output);
-  return absl::OkStatus();
-}
-
-// --- slots init ----------------------------------------------------------------------------------------------------------------------
-
-absl::Status InitSlots(const BankCommand& command) {
-  std::vector<SlotServer> servers;
-  for (const std::string& text : command.slot_servers) {
-    const size_t equals = text.find('=');
-    if (equals == std::string::npos || equals == 0 || equals + 1 == text.size())
-      return InvalidArgument("--server is \"{}\"; expected ID=ADDRESS, as in m0=127.0.0.1:7101", text);
-    servers.push_back({text.substr(0, equals), text.substr(equals + 1)});
-  }
-  ASSIGN_OR_RETURN(const SlotMap map, SlotMap::Striped(servers));
-  RETURN_IF_ERROR(WriteFileAtomic(command.output, map.ToJson() + "\n"));
-  fmt::print("wrote {}: {} slots striped over {} servers, epoch {}\n", command.output, kSlots, servers.size(), map.epoch());
   return absl::OkStatus();
 }
 
@@ -175,13 +158,7 @@ void AddBankCommand(CLI::App& app) {
   AddCreate(bank, command);
 
   AddBankAccessCommands(bank);
-
-  CLI::App* slots = bank->add_subcommand("slots", "which server holds which blocks");
-  slots->require_subcommand(1);
-  CLI::App* init = AddCommand(slots, "init", "write a slot map that stripes all blocks evenly", command, InitSlots);
-  init->add_option("--server", command->slot_servers, "ID=ADDRESS, once per server, as m0=127.0.0.1:7101")->required();
-  init->add_option("--output", command->output, "slot map file to write")->required();
-
+  AddBankSlotsCommand(bank);
   CLI::App* status = AddCommand(bank, "status", "spec, servers, head step, versions, bytes", command, ShowStatus);
   CLI::App* publish = AddCommand(bank, "publish", "turn a committed checkpoint into an immutable version for serving", command, Publish);
   publish->add_option("--checkpoint", command->checkpoint, "id of a committed checkpoint, or latest")->capture_default_str();

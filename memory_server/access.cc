@@ -27,6 +27,9 @@ constexpr struct {
     {"Publish", CallRole::kAdministrator},
     {"ReadCheckpoint", CallRole::kAdministrator},   // holds every block, whoever owns it
     {"WriteCheckpoint", CallRole::kAdministrator},
+    {"GetSlots", CallRole::kAdministrator},    // and the servers that copy from this one
+    {"ExportSlots", CallRole::kAdministrator},
+    {"MoveSlots", CallRole::kAdministrator},
     {"GetAccess", CallRole::kEverybody},
     {"SetAccess", CallRole::kEverybody},       // each change by the access table
     {"PurgeBlocks", CallRole::kEverybody},     // the prefix by the access table
@@ -155,6 +158,16 @@ absl::Status AccessControl::Replace(const Caller& caller, const AccessTable& nex
     LOG_INFO("access epoch {}: {} sets prefix {}: owner '{}', {} readers{}", next.epoch, ToString(caller), ToString(prefix, fan_out_), rule.owner,
              rule.readers.size(), rule.blocked ? ", blocked" : "");
   }
+  absl::MutexLock lock(&mu_);
+  table_ = std::make_shared<AccessTable>(next);
+  return absl::OkStatus();
+}
+
+absl::Status AccessControl::Follow(const AccessTable& next) {
+  RETURN_IF_ERROR(next.Validate(fan_out_, depth_));
+  absl::MutexLock change(&change_mu_);
+  if (next.epoch <= table()->epoch) return absl::OkStatus();
+  RETURN_IF_ERROR(WriteFileAtomic(path_, next.ToJson()));
   absl::MutexLock lock(&mu_);
   table_ = std::make_shared<AccessTable>(next);
   return absl::OkStatus();

@@ -54,6 +54,8 @@ class AccessControl {
   // Takes `next` over, durably, when the caller may make each change in it. The same table again is OK; ABORTED when next.epoch is not above
   // the epoch in force.
   absl::Status Replace(const Caller& caller, const AccessTable& next) ABSL_LOCKS_EXCLUDED(change_mu_, mu_);
+  // Takes the table of the server that this one copies blocks from over, durably, when it is newer.
+  absl::Status Follow(const AccessTable& next) ABSL_LOCKS_EXCLUDED(change_mu_, mu_);
 
  private:
   AccessControl(const std::string& path, uint32_t fan_out, uint32_t depth, const AccessOptions& options)

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/time/clock.h"
 #include "common/base/metrics.h"
 #include "common/base/status_macros.h"
@@ -325,6 +326,72 @@ void BlockTable::FinishUpdate(Update update, uint64_t version, uint32_t crc32c, 
   entry->used.store(true, std::memory_order_relaxed);
   resident_bytes_ += entry->bytes();
   dirty_bytes_ += entry->bytes();
+  changed_.SignalAll();
+  ReportGauges();
+}
+
+// --- Blocks that come and go as a whole --------------------------------------------------------------------------------------------------
+
+std::vector<BlockTable::Listed> BlockTable::List() const {
+  std::vector<Listed> listed;
+  absl::ReaderMutexLock lock(&mu_);
+  for (const Entry* const entry : clock_)
+    if (entry->version > 0) listed.push_back({entry->id, entry->version, entry->payload_bytes});
+  return listed;
+}
+
+absl::StatusOr<BlockImage> BlockTable::ReadImage(BlockId id) {
+  ASSIGN_OR_RETURN(const CachedPayload payload, Read(id));
+  if (payload.payload == nullptr) return NotFound("block {} is untouched", ToString(id));
+  BlockImage image{id, payload.version, payload.crc32c, payload.payload};
+  LiveStores stores;
+  {
+    absl::ReaderMutexLock lock(&mu_);
+    image.state = Find(id)->state;
+    stores = stores_;
+  }
+  if (image.state == nullptr) {
+    ASSIGN_OR_RETURN(image.state, ReadState(*stores, spec_, id, image.version, buffers_));
+  }
+  return image;
+}
+
+void BlockTable::Erase(absl::Span<const BlockId> ids) {
+  std::vector<std::unique_ptr<Entry>> erased;  // freed after the lock
+  std::vector<BlockStore::Write> writes;
+  LiveStores stores;
+  {
+    absl::MutexLock lock(&mu_);
+    const auto busy = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+      return writing_ || std::any_of(ids.begin(), ids.end(), [&](BlockId id) ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+               const Entry* const entry = Find(id);
+               return entry != nullptr && entry->loading;
+             });
+    };
+    while (busy()) changed_.Wait(&mu_);
+    writing_ = true;
+    absl::flat_hash_set<const Entry*> gone;
+    for (const BlockId id : ids) {
+      const auto it = entries_.find(id);
+      if (it == entries_.end()) continue;
+      resident_bytes_ -= it->second->resident_bytes();
+      if (it->second->dirty()) dirty_bytes_ -= it->second->bytes();
+      writes.push_back({BlockKey(id), {}, true});
+      gone.insert(it->second.get());
+      erased.push_back(std::move(it->second));
+      entries_.erase(it);
+    }
+    std::erase_if(clock_, [&](const Entry* entry) { return gone.contains(entry); });
+    hand_ = 0;
+    stores = stores_;
+    changed_.SignalAll();
+  }
+  absl::Status status;
+  if (stores != nullptr) status = stores->weights->Apply(writes);
+  if (stores != nullptr && status.ok()) status = stores->state->Apply(writes);
+  absl::MutexLock lock(&mu_);
+  if (!status.ok()) stores_failed_ = true;  // replaced before the next write: what is not in the table is not copied over
+  writing_ = false;
   changed_.SignalAll();
   ReportGauges();
 }

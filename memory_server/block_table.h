@@ -112,6 +112,17 @@ class BlockTable {
   // Makes the update visible: state as it is now, and a new payload.
   void FinishUpdate(Update update, uint64_t version, uint32_t crc32c, SharedBuffer payload) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // What is there, in no order.
+  struct Listed {
+    BlockId id;
+    uint64_t version = 0, payload_bytes = 0;
+  };
+  std::vector<Listed> List() const ABSL_LOCKS_EXCLUDED(mu_);
+  // A block whole, wherever it is; the caller excludes updates meanwhile. NOT_FOUND: untouched.
+  absl::StatusOr<BlockImage> ReadImage(BlockId id) ABSL_LOCKS_EXCLUDED(mu_);
+  // Forgets blocks, in the stores, too. The caller excludes updates and cuts.
+  void Erase(absl::Span<const BlockId> ids) ABSL_LOCKS_EXCLUDED(mu_);
+
   // Waits for the write in flight. Fails when the stores cannot be written.
   absl::StatusOr<std::unique_ptr<Cut>> BeginCut() ABSL_LOCKS_EXCLUDED(mu_);
   // Replaces everything. `stores` holds at least the parts of `contents` that are not in RAM, in the versions given there.

@@ -40,29 +40,19 @@ absl::Status SyncFile(const std::string& path) {
   return result == 0 ? absl::OkStatus() : absl::ErrnoToStatus(error, "fsync " + path);
 }
 
-// A durable image of a store that nobody writes: table files are durable and never modified, so they are hard-linked; the rest is small and
-// copied.
-absl::Status CloneStore(const std::string& from, const std::string& to) {
-  RETURN_IF_ERROR(MakeDirectories(to));
-  std::error_code error;
-  for (const fs::directory_entry& entry : fs::directory_iterator(from, error)) {
-    const std::string name = entry.path().filename(), target = to + "/" + name;
-    if (name.starts_with("LOG") || name == "LOCK") continue;
-    std::error_code failed;
-    const bool table = name.ends_with(".sst");
-    if (table) fs::create_hard_link(entry.path(), target, failed);
-    else fs::copy_file(entry.path(), target, failed);
-    if (failed) return absl::ErrnoToStatus(failed.value(), fmt::format("clone {} to {}", entry.path().string(), target));
-    if (!table) RETURN_IF_ERROR(SyncFile(target));
-  }
-  if (error) return absl::ErrnoToStatus(error.value(), "list " + from);
-  return SyncDirectory(to);
+}  // namespace
+
+std::string EncodeMarks(const CutMarks& marks) {
+  return Json{{"step", marks.step}, {"run_id", marks.run_id}, {"run_epoch", marks.run_epoch}}.dump();
 }
 
-Json MarksToJson(const CutMarks& marks, const CutDigest& digest, const std::string& spec_hash) {
+nlohmann::json MarksToJson(const CutMarks& marks, const CutDigest& digest, const HeldSlots& held, const std::string& spec_hash) {
   return {{"format", 1},           {"spec_hash", spec_hash},       {"step", marks.step},     {"run_id", marks.run_id},
-          {"run_epoch", marks.run_epoch}, {"blocks", digest.blocks}, {"blocks_crc32c", digest.crc32c}};
+          {"run_epoch", marks.run_epoch}, {"blocks", digest.blocks}, {"blocks_crc32c", digest.crc32c},
+          {"slots", FormatSlots(held.slots)}, {"slot_map_epoch", held.epoch}};
 }
+
+namespace {
 
 absl::StatusOr<Json> ReadJson(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
@@ -83,7 +73,8 @@ absl::StatusOr<std::string> StringAt(const Json& json, const char* key, const st
   return it->get<std::string>();
 }
 
-absl::Status ReadMarks(const Json& json, const std::string& path, const std::string& spec_hash, CutMarks* marks, CutDigest* digest) {
+absl::Status ReadMarks(const Json& json, const std::string& path, const std::string& spec_hash, CutMarks* marks, CutDigest* digest,
+                       HeldSlots* held) {
   ASSIGN_OR_RETURN(const std::string hash, StringAt(json, "spec_hash", path));
   if (hash != spec_hash) return FailedPrecondition("{} belongs to a bank with spec hash {}, this bank's is {}", path, hash, spec_hash);
   ASSIGN_OR_RETURN(marks->step, NumberAt(json, "step", path));
@@ -91,6 +82,11 @@ absl::Status ReadMarks(const Json& json, const std::string& path, const std::str
   ASSIGN_OR_RETURN(marks->run_epoch, NumberAt(json, "run_epoch", path));
   ASSIGN_OR_RETURN(digest->blocks, NumberAt(json, "blocks", path));
   ASSIGN_OR_RETURN(digest->crc32c, NumberAt(json, "blocks_crc32c", path));
+  ASSIGN_OR_RETURN(held->epoch, NumberAt(json, "slot_map_epoch", path));
+  ASSIGN_OR_RETURN(const std::string slots, StringAt(json, "slots", path));
+  const absl::StatusOr<SlotSet> parsed = ParseSlots(slots);
+  if (!parsed.ok()) return DataLoss("manifest {} is damaged: {}", path, std::string(parsed.status().message()));
+  held->slots = *parsed;
   return absl::OkStatus();
 }
 
@@ -98,7 +94,7 @@ absl::StatusOr<Cut> ReadCut(const std::string& id, const std::string& directory,
   Cut cut{id, directory};
   const std::string manifest = directory + kManifest, committed = directory + kCommitted;
   ASSIGN_OR_RETURN(const Json json, ReadJson(manifest));
-  RETURN_IF_ERROR(ReadMarks(json, manifest, spec_hash, &cut.marks, &cut.digest));
+  RETURN_IF_ERROR(ReadMarks(json, manifest, spec_hash, &cut.marks, &cut.digest, &cut.held));
   ASSIGN_OR_RETURN(cut.prepared, NumberAt(json, "sequence", manifest));
   if (fs::exists(committed)) {
     ASSIGN_OR_RETURN(const Json mark, ReadJson(committed));
@@ -124,14 +120,27 @@ std::vector<std::string> SubdirectoryNames(const std::string& directory) {
 
 }  // namespace
 
-std::string EncodeMarks(const CutMarks& marks) {
-  return Json{{"step", marks.step}, {"run_id", marks.run_id}, {"run_epoch", marks.run_epoch}}.dump();
-}
-
 void CutDigest::Add(BlockId id, uint64_t version, uint32_t payload_crc32c) {
   const uint32_t words[] = {id.level, id.cluster, static_cast<uint32_t>(version), static_cast<uint32_t>(version >> 32), payload_crc32c};
   crc32c = ExtendCrc32c(crc32c, words, sizeof(words));
   ++blocks;
+}
+
+absl::Status CloneStore(const std::string& from, const std::string& to) {
+  RETURN_IF_ERROR(MakeDirectories(to));
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(from, error)) {
+    const std::string name = entry.path().filename(), target = to + "/" + name;
+    if (name.starts_with("LOG") || name == "LOCK") continue;
+    std::error_code failed;
+    const bool table = name.ends_with(".sst");
+    if (table) fs::create_hard_link(entry.path(), target, failed);
+    else fs::copy_file(entry.path(), target, failed);
+    if (failed) return absl::ErrnoToStatus(failed.value(), fmt::format("clone {} to {}", entry.path().string(), target));
+    if (!table) RETURN_IF_ERROR(SyncFile(target));
+  }
+  if (error) return absl::ErrnoToStatus(error.value(), "list " + from);
+  return SyncDirectory(to);
 }
 
 CheckpointStore::CheckpointStore(const std::string& data_directory, const std::string& spec_hash, OpenBlockStore open_store,
@@ -189,7 +198,7 @@ absl::Status CheckpointStore::LoadVersions() {
 absl::Status CheckpointStore::LoadVersion(const std::string& directory, Version* version) const {
   const std::string manifest = directory + kManifest;
   ASSIGN_OR_RETURN(const Json json, ReadJson(manifest));
-  RETURN_IF_ERROR(ReadMarks(json, manifest, spec_hash_, &version->marks, &version->digest));
+  RETURN_IF_ERROR(ReadMarks(json, manifest, spec_hash_, &version->marks, &version->digest, &version->held));
   ASSIGN_OR_RETURN(version->checkpoint_id, StringAt(json, "checkpoint", manifest));
   ASSIGN_OR_RETURN(version->weights, open_store_(directory + kWeights, StoreAccess::kReadOnly));
   return absl::OkStatus();
@@ -236,7 +245,8 @@ absl::Status CheckpointStore::RemoveScratch(const std::string& id) {
   return fs::exists(directory) ? Remove(directory) : absl::OkStatus();
 }
 
-absl::Status CheckpointStore::Prepare(const std::string& id, const CutMarks& marks, const CutDigest& digest, const HeadStores& head) {
+absl::Status CheckpointStore::Prepare(const std::string& id, const CutMarks& marks, const CutDigest& digest, const HeldSlots& held,
+                                      const HeadStores& head) {
   RETURN_IF_ERROR(CheckName("checkpoint id", id));
   const std::string directory = checkpoints_ + "/" + id, building = fmt::format("{}/{}{}", checkpoints_, kBuilding, id);
   if (fs::exists(directory)) return AlreadyExists("checkpoint {} exists", directory);
@@ -250,7 +260,7 @@ absl::Status CheckpointStore::Prepare(const std::string& id, const CutMarks& mar
   RETURN_IF_ERROR(head.state->Cut(building + kState));
   MEMBANK_FAIL_POINT("checkpoint.prepare.state_cut");
   const uint64_t sequence = NextSequence();
-  Json manifest = MarksToJson(marks, digest, spec_hash_);
+  Json manifest = MarksToJson(marks, digest, held, spec_hash_);
   manifest["id"] = id;
   manifest["sequence"] = sequence;
   RETURN_IF_ERROR(WriteFileAtomic(building + kManifest, manifest.dump(1)));
@@ -258,7 +268,7 @@ absl::Status CheckpointStore::Prepare(const std::string& id, const CutMarks& mar
   RETURN_IF_ERROR(MakeVisible(building, directory));
   MEMBANK_FAIL_POINT("checkpoint.prepare.visible");
   absl::MutexLock lock(&mu_);
-  cuts_[id] = {id, directory, marks, digest, sequence, 0};
+  cuts_[id] = {id, directory, marks, digest, sequence, 0, held};
   return absl::OkStatus();
 }
 
@@ -301,7 +311,7 @@ absl::Status CheckpointStore::Publish(const std::string& id, const std::string& 
   if (fs::exists(building)) RETURN_IF_ERROR(Remove(building));
   RETURN_IF_ERROR(CloneStore(cut.directory + kWeights, building + kWeights));
   MEMBANK_FAIL_POINT("publish.cloned");
-  Json manifest = MarksToJson(cut.marks, cut.digest, spec_hash_);
+  Json manifest = MarksToJson(cut.marks, cut.digest, cut.held, spec_hash_);
   manifest["checkpoint"] = id;
   RETURN_IF_ERROR(WriteFileAtomic(building + kManifest, manifest.dump(1)));
   MEMBANK_FAIL_POINT("publish.manifest");
@@ -309,7 +319,7 @@ absl::Status CheckpointStore::Publish(const std::string& id, const std::string& 
   MEMBANK_FAIL_POINT("publish.visible");
   ASSIGN_OR_RETURN(std::shared_ptr<BlockStore> weights, open_store_(directory + kWeights, StoreAccess::kReadOnly));
   absl::MutexLock lock(&mu_);
-  versions_[name] = {name, id, cut.marks, cut.digest, absl::OkStatus(), std::move(weights)};
+  versions_[name] = {name, id, cut.marks, cut.digest, cut.held, absl::OkStatus(), std::move(weights)};
   return absl::OkStatus();
 }
 

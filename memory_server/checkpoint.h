@@ -21,8 +21,10 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "common/bank/block.h"
+#include "common/bank/slot_map.h"
 #include "common/bank/training.h"
 #include "memory_server/block_store.h"
+#include "nlohmann/json_fwd.hpp"
 
 namespace membank {
 
@@ -47,6 +49,14 @@ struct CutDigest {
   bool operator==(const CutDigest&) const = default;
 };
 
+// Which slots a cut or version holds, all their blocks: those its server owned when it was made, and those moved into it since.
+struct HeldSlots {
+  SlotSet slots;
+  uint64_t epoch = 0;  // of the slot map that said so last
+
+  bool operator==(const HeldSlots&) const = default;
+};
+
 struct Cut {
   std::string id;
   std::string directory;
@@ -54,6 +64,7 @@ struct Cut {
   CutDigest digest;
   uint64_t prepared = 0;   // order of preparation
   uint64_t committed = 0;  // order of commits; 0 = prepared only
+  HeldSlots held;
 };
 
 struct KeyRange {
@@ -64,6 +75,13 @@ struct HeadStores {
   std::unique_ptr<BlockStore> weights, state;
 };
 
+nlohmann::json MarksToJson(const CutMarks& marks, const CutDigest& digest, const HeldSlots& held, const std::string& spec_hash);  // a manifest's
+
+// A durable image of a store that nobody writes: table files are never modified, so they are hard-linked; the rest is small and copied.
+absl::Status CloneStore(const std::string& from, const std::string& to);
+
+class CutMerge;  // cut_merge.h: a cut or version on its way to hold more slots
+
 class CheckpointStore {
  public:
   struct Version {
@@ -71,6 +89,7 @@ class CheckpointStore {
     std::string checkpoint_id;
     CutMarks marks;
     CutDigest digest;
+    HeldSlots held;
     absl::Status damage;  // found when it was opened; reads of this version fail with it, everything else goes on
     std::shared_ptr<BlockStore> weights;
   };
@@ -86,7 +105,7 @@ class CheckpointStore {
   absl::Status RemoveScratch(const std::string& id);
 
   // Cuts the (written, not yet flushed) head stores.
-  absl::Status Prepare(const std::string& id, const CutMarks& marks, const CutDigest& digest, const HeadStores& head);
+  absl::Status Prepare(const std::string& id, const CutMarks& marks, const CutDigest& digest, const HeldSlots& held, const HeadStores& head);
   // Gives the cut the highest sequence, then removes prepared cuts older than it and committed ones beyond `keep_checkpoints`.
   // keep: instead of keep_checkpoints, when above 0.
   absl::Status Commit(const std::string& id, uint32_t keep = 0);
@@ -97,6 +116,8 @@ class CheckpointStore {
   absl::StatusOr<uint64_t> Purge(const std::vector<KeyRange>& ranges) ABSL_LOCKS_EXCLUDED(mu_);
   // Changes when a purge begins and ends: what seemed damaged while it changed is to be read again, with stores opened again.
   uint64_t purges() const { return purges_; }
+  // Replaces the cut or version by the merge's, atomically; NOT_FOUND or ABORTED when the one it began with is not there any more.
+  absl::Status Install(CutMerge* merge);
 
   absl::StatusOr<Cut> Find(const std::string& id) const ABSL_LOCKS_EXCLUDED(mu_);
   std::optional<Cut> LastCommitted() const ABSL_LOCKS_EXCLUDED(mu_);
@@ -105,6 +126,7 @@ class CheckpointStore {
   std::vector<std::string> ListVersions() const ABSL_LOCKS_EXCLUDED(mu_);  // without damaged ones
 
  private:
+  friend class CutMerge;
   CheckpointStore(const std::string& data_directory, const std::string& spec_hash, OpenBlockStore open_store, uint32_t keep_checkpoints);
   absl::Status LoadCuts() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status LoadVersions() ABSL_LOCKS_EXCLUDED(mu_);

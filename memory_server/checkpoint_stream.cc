@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
+#include <utility>
 
 #include "common/base/bytes.h"
 #include "common/base/status_macros.h"
@@ -21,16 +23,22 @@ absl::StatusOr<BlockFacts> CheckRecords(const BankSpec& spec, BlockId id, absl::
 
 // --- Out ---------------------------------------------------------------------------------------------------------------------------------
 
-absl::StatusOr<std::unique_ptr<CutReader>> CutReader::Open(const CheckpointStore& store, const Cut& cut, const BankSpec& spec) {
+absl::StatusOr<std::unique_ptr<CutReader>> CutReader::Open(const CheckpointStore& store, const Cut& cut, const SlotSet& slots,
+                                                             const BankSpec& spec) {
   ASSIGN_OR_RETURN(HeadStores stores, store.OpenCut(cut));
-  return std::unique_ptr<CutReader>(new CutReader(cut, spec, std::move(stores)));
+  return std::unique_ptr<CutReader>(new CutReader(cut, slots, spec, std::move(stores)));
 }
 
 absl::Status CutReader::Load(BlockId block) {
   if (frame_.size() > 0 && block_ == block) return absl::OkStatus();
   frame_ = Buffer();
-  return stores_.weights->Seek(BlockKey(block), [&](std::string_view key, absl::Span<const uint8_t> weights) -> absl::Status {
+  std::optional<BlockId> foreign = block;  // in a slot that moved away: the next one is asked for
+  const auto load = [&](std::string_view key, absl::Span<const uint8_t> weights) -> absl::Status {
     ASSIGN_OR_RETURN(const BlockId found, ParseBlockKey(key));
+    if (!slots_[SlotOf(found)]) {
+      foreign = BlockId{found.level, found.cluster + 1};
+      return absl::OkStatus();
+    }
     absl::Status copied;
     RETURN_IF_ERROR(stores_.state->Get(key, [&](absl::Span<const uint8_t> state) {
       copied = CheckRecords(spec_, found, weights, state).status();
@@ -43,7 +51,12 @@ absl::Status CutReader::Load(BlockId block) {
       block_ = found;
     }));
     return copied;
-  });
+  };
+  while (foreign.has_value()) {
+    const BlockId from = *std::exchange(foreign, std::nullopt);
+    RETURN_IF_ERROR(stores_.weights->Seek(BlockKey(from), load));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<CutReader::Piece> CutReader::Read(const Position& position, uint64_t max_bytes) {

@@ -34,15 +34,19 @@ class CutReader {
     Position next;
   };
 
-  static absl::StatusOr<std::unique_ptr<CutReader>> Open(const CheckpointStore& store, const Cut& cut, const BankSpec& spec);
+  // The blocks of `slots`; what else the cut has belongs to other servers by now.
+  static absl::StatusOr<std::unique_ptr<CutReader>> Open(const CheckpointStore& store, const Cut& cut, const SlotSet& slots, const BankSpec& spec);
   const Cut& cut() const { return cut_; }
+  const SlotSet& slots() const { return slots_; }
   absl::StatusOr<Piece> Read(const Position& position, uint64_t max_bytes);
 
  private:
-  CutReader(const Cut& cut, const BankSpec& spec, HeadStores stores) : cut_(cut), spec_(spec), stores_(std::move(stores)) {}
+  CutReader(const Cut& cut, const SlotSet& slots, const BankSpec& spec, HeadStores stores)
+      : cut_(cut), slots_(slots), spec_(spec), stores_(std::move(stores)) {}
   absl::Status Load(BlockId block);  // frame_ is then the frame of the first block not below, or empty
 
   const Cut cut_;
+  const SlotSet slots_;
   const BankSpec& spec_;
   const HeadStores stores_;
   BlockId block_;

@@ -1,5 +1,7 @@
 #include "memory_server/fetch_call.h"
 
+#include "absl/strings/cord.h"
+#include "absl/strings/numbers.h"
 #include "absl/time/clock.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/raw_message.h"
@@ -16,7 +18,11 @@ absl::Status Gone() { return Cancelled("the caller is gone"); }
 }  // namespace
 
 absl::Status WithWrongSlot(const Shard& shard, BlockId id, absl::Status status) {
-  if (status.ErasePayload(kSlotMapEpochPayload)) AddWrongSlot(shard.server_id(), shard.slot_map().epoch(), id, &status);
+  const absl::optional<absl::Cord> epoch = status.GetPayload(kSlotMapEpochPayload);
+  uint64_t number = 0;
+  if (!epoch.has_value() || !absl::SimpleAtoi(std::string(*epoch), &number)) return status;
+  status.ErasePayload(kSlotMapEpochPayload);
+  AddWrongSlot(shard.server_id(), number, id, &status);
   return status;
 }
 

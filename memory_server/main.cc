@@ -31,11 +31,6 @@ absl::StatusOr<BankSpec> LoadSpec(const MemoryServerOptions& options) {
   return spec;
 }
 
-absl::StatusOr<SlotMap> LoadSlotMap(const MemoryServerOptions& options) {
-  if (!options.slot_map.empty()) return SlotMap::Load(options.slot_map);
-  return SlotMap::Striped({{options.server_id, options.service.listen}});
-}
-
 // The stores hold a file per large block, and a published version has all of them open.
 void RaiseFileLimit() {
   rlimit limit;
@@ -48,12 +43,19 @@ absl::Status Run(const MemoryServerOptions& options) {
   RaiseFileLimit();
   ASSIGN_OR_RETURN(const std::unique_ptr<ServiceProcess> process, ServiceProcess::Start(options.service));
   ASSIGN_OR_RETURN(const BankSpec spec, LoadSpec(options));
-  ASSIGN_OR_RETURN(const SlotMap slot_map, LoadSlotMap(options));
+  std::unique_ptr<SlotMapSource> slot_map_source;
+  absl::StatusOr<SlotMap> slot_map = SlotMap::Striped({{options.server_id, options.service.listen}});
+  if (!options.slot_map.empty()) {
+    ASSIGN_OR_RETURN(slot_map_source, SlotMapSource::Open(options.slot_map));
+    slot_map = slot_map_source->Load();
+  }
+  RETURN_IF_ERROR(slot_map.status());
   const int threads = options.threads > 0 ? options.threads : std::max(2u, std::thread::hardware_concurrency());
   ShardOptions shard_options;
   shard_options.data_directory = options.data_dir;
   shard_options.server_id = options.server_id;
   shard_options.memory_budget_bytes = options.memory_budget_bytes;
+  shard_options.replica_of = options.replica_of;
   shard_options.generated_cache_bytes = options.generated_cache_bytes;
   shard_options.version_cache_bytes = options.read_version_cache_bytes;
   shard_options.push_budget_bytes = options.push_budget_bytes;
@@ -63,7 +65,7 @@ absl::Status Run(const MemoryServerOptions& options) {
   shard_options.optimizer_threads = options.threads;
   shard_options.access.administrators = {options.administrators.begin(), options.administrators.end()};
   shard_options.access.trainers = {options.trainers.begin(), options.trainers.end()};
-  ASSIGN_OR_RETURN(const std::unique_ptr<Shard> shard, Shard::Open(spec, slot_map, shard_options));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Shard> shard, Shard::Open(spec, *slot_map, shard_options));
 
   std::unique_ptr<Scrubber> scrubber;
   if (options.scrub_bytes_per_second > 0) {
@@ -71,10 +73,11 @@ absl::Status Run(const MemoryServerOptions& options) {
                                           absl::Seconds(options.scrub_interval_s));
   }
   MemoryService service(shard.get(), threads, options.max_waiting_calls);
+  if (slot_map_source) service.FollowSlotMap(std::move(slot_map_source), options.service.tls);
   ServiceWork work;
   work.services = {&service};
   work.about = fmt::format("bank '{}' ({}), server {} of slot map epoch {}, head step {}", spec.bank_id, shard->spec_hash(), options.server_id,
-                           slot_map.epoch(), shard->Status().head_step);
+                           slot_map->epoch(), shard->Status().head_step);
   work.drain = [&](absl::Time) { shard->Shutdown(); };  // calls that wait for a step end now; reads go on
   return process->ServeUntilStopped(work);
 }

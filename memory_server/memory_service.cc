@@ -5,11 +5,13 @@
 #include "common/base/status_macros.h"
 #include "common/base/version.h"
 #include "common/rpc/status.h"
+#include "common/rpc/training_wire.h"
 #include "common/rpc/wire.h"
 #include "memory_server/caller.h"
 #include "memory_server/fetch_call.h"
 #include "memory_server/push_call.h"
 #include "memory_server/rpc_metrics.h"
+#include "memory_server/slot_stream.h"
 
 namespace membank {
 namespace {
@@ -17,34 +19,6 @@ namespace {
 constexpr uint64_t kCheckpointPieceBytes = 1 << 20;
 
 StepId FromProto(const v1::StepId& step) { return {step.run_id(), step.epoch(), step.step()}; }
-
-absl::StatusOr<RunSettings> FromProto(const v1::BeginRunRequest& request) {
-  RunSettings settings;
-  switch (request.optimizer()) {
-    case v1::OPTIMIZER_KIND_ADAMW: settings.optimizer = OptimizerKind::kAdamW; break;
-    case v1::OPTIMIZER_KIND_SGD: settings.optimizer = OptimizerKind::kSgd; break;
-    case v1::OPTIMIZER_KIND_ROW_WISE_ADAMW: settings.optimizer = OptimizerKind::kRowWiseAdamW; break;
-    default:
-      return InvalidArgument("optimizer {} is unknown; allowed: ADAMW (1), SGD (2), ROW_WISE_ADAMW (3)", static_cast<int>(request.optimizer()));
-  }
-  switch (request.decay()) {
-    case v1::DECAY_POLICY_UNSPECIFIED:
-    case v1::DECAY_POLICY_TOUCHED: settings.decay = DecayPolicy::kTouched; break;
-    case v1::DECAY_POLICY_MISSED: settings.decay = DecayPolicy::kMissed; break;
-    case v1::DECAY_POLICY_NONE: settings.decay = DecayPolicy::kNone; break;
-    default: return InvalidArgument("decay policy {} is unknown; allowed: TOUCHED (1), MISSED (2), NONE (3)", static_cast<int>(request.decay()));
-  }
-  settings.stochastic_rounding = request.stochastic_rounding();
-  settings.run_id = request.run_id();
-  settings.epoch = request.epoch();
-  settings.world_size = request.world_size();
-  settings.staleness = request.staleness();
-  settings.first_step = request.first_step();
-  settings.beta1 = request.beta1();
-  settings.beta2 = request.beta2();
-  settings.epsilon = request.epsilon();
-  return settings;
-}
 
 // wait(until) -> absl::StatusOr<T>, until a little before the caller gives up by itself, so that it hears what it waited for.
 template <typename Wait>
@@ -61,7 +35,7 @@ void SetHeadStep(uint64_t step) {
 }  // namespace
 
 MemoryService::MemoryService(Shard* shard, int read_threads, int max_waiting_calls)
-    : shard_(shard), readers_(read_threads), call_threads_(max_waiting_calls) {
+    : shard_(shard), slots_(shard), readers_(read_threads), call_threads_(max_waiting_calls) {
   SetHeadStep(shard_->Status().head_step);
 }
 
@@ -90,7 +64,7 @@ grpc::ServerUnaryReactor* MemoryService::GetManifest(grpc::CallbackServerContext
   ToProto(shard_->spec(), reply->mutable_spec());
   reply->set_spec_hash(shard_->spec_hash());
   reply->set_server_id(shard_->server_id());
-  reply->set_slot_map_epoch(shard_->slot_map().epoch());
+  reply->set_slot_map_epoch(shard_->slot_map()->epoch());
   reply->set_head_step(status.head_step);
   reply->set_run_id(status.run_id);
   reply->set_run_epoch(status.run_epoch);
@@ -139,6 +113,7 @@ grpc::ServerReadReactor<grpc::ByteBuffer>* MemoryService::PushGradients(grpc::Ca
 grpc::ServerUnaryReactor* MemoryService::BeginRun(grpc::CallbackServerContext* context, const v1::BeginRunRequest* request,
                                                   v1::BeginRunReply* reply) {
   return OnOwnThread("BeginRun", context, [this, request, reply]() -> absl::Status {
+    RETURN_IF_ERROR(CheckEpoch(request->slot_map_epoch()));
     ASSIGN_OR_RETURN(RunSettings settings, FromProto(*request));
     ASSIGN_OR_RETURN(const uint64_t head, shard_->BeginRun(settings));
     reply->set_head_step(head);
@@ -162,6 +137,7 @@ grpc::ServerUnaryReactor* MemoryService::JoinRun(grpc::CallbackServerContext* co
 grpc::ServerUnaryReactor* MemoryService::AwaitStep(grpc::CallbackServerContext* context, const v1::AwaitStepRequest* request,
                                                    v1::AwaitStepReply* reply) {
   return OnOwnThread("AwaitStep", context, [this, context, request, reply]() -> absl::Status {
+    RETURN_IF_ERROR(CheckEpoch(request->step().slot_map_epoch()));
     ASSIGN_OR_RETURN(const std::vector<double> sums,
                      UntilDeadline(context, [&](absl::Time until) { return shard_->AwaitStep(FromProto(request->step()), until); }));
     reply->set_head_step(shard_->Status().head_step);
@@ -173,6 +149,7 @@ grpc::ServerUnaryReactor* MemoryService::AwaitStep(grpc::CallbackServerContext* 
 grpc::ServerUnaryReactor* MemoryService::PrepareStep(grpc::CallbackServerContext* context, const v1::PrepareStepRequest* request,
                                                      v1::PrepareStepReply* reply) {
   return OnOwnThread("PrepareStep", context, [this, context, request, reply]() -> absl::Status {
+    RETURN_IF_ERROR(CheckEpoch(request->step().slot_map_epoch()));
     const auto sum = UntilDeadline(context, [&](absl::Time until) { return shard_->PrepareStep(FromProto(request->step()), until); });
     RETURN_IF_ERROR(sum.status());
     reply->set_sum_of_squares(*sum);
@@ -183,12 +160,17 @@ grpc::ServerUnaryReactor* MemoryService::PrepareStep(grpc::CallbackServerContext
 grpc::ServerUnaryReactor* MemoryService::ApplyStep(grpc::CallbackServerContext* context, const v1::ApplyStepRequest* request,
                                                    v1::ApplyStepReply* reply) {
   return OnOwnThread("ApplyStep", context, [this, request, reply]() -> absl::Status {
+    RETURN_IF_ERROR(CheckEpoch(request->step().slot_map_epoch()));
     ApplyParameters parameters{request->scale(), request->learning_rate(), request->weight_decay()};
     ASSIGN_OR_RETURN(const uint64_t head, shard_->ApplyStep(FromProto(request->step()), parameters));
     reply->set_head_step(head);
     SetHeadStep(head);
     return absl::OkStatus();
   });
+}
+
+absl::Status MemoryService::CheckEpoch(uint64_t callers_epoch) const {
+  return WithWrongSlot(*shard_, BlockId{}, shard_->CheckSlotMapEpoch(callers_epoch));
 }
 
 absl::Status MemoryService::RunCheckpoint(const v1::CheckpointRequest& request) {
@@ -211,12 +193,14 @@ absl::Status MemoryService::RunCheckpoint(const v1::CheckpointRequest& request) 
 grpc::ServerUnaryReactor* MemoryService::Checkpoint(grpc::CallbackServerContext* context, const v1::CheckpointRequest* request,
                                                     v1::CheckpointReply* reply) {
   return OnOwnThread("Checkpoint", context, [this, request, reply]() -> absl::Status {
+    RETURN_IF_ERROR(CheckEpoch(request->slot_map_epoch()));
     if (request->action() == v1::CHECKPOINT_ACTION_VERIFY) {
       ASSIGN_OR_RETURN(const std::vector<std::string> damage, shard_->VerifyCheckpoint(request->id()));
       reply->mutable_damage()->Assign(damage.begin(), damage.end());
     } else {
       RETURN_IF_ERROR(RunCheckpoint(*request));
     }
+    RETURN_IF_ERROR(CheckEpoch(request->slot_map_epoch()));  // again: slots may have moved while it waited
     for (const CheckpointInfo& info : shard_->ListCheckpoints()) {
       v1::CheckpointInfo* out = reply->add_checkpoints();
       out->set_id(info.id);
@@ -230,7 +214,8 @@ grpc::ServerUnaryReactor* MemoryService::Checkpoint(grpc::CallbackServerContext*
 
 grpc::ServerUnaryReactor* MemoryService::ReadCheckpoint(grpc::CallbackServerContext* context, const v1::ReadCheckpointRequest* request,
                                                         v1::ReadCheckpointReply* reply) {
-  return OnOwnThread("ReadCheckpoint", context, [this, request, reply] {
+  return OnOwnThread("ReadCheckpoint", context, [this, request, reply]() -> absl::Status {
+    RETURN_IF_ERROR(CheckEpoch(request->slot_map_epoch()));
     return shard_->ReadCheckpoint(request->id(), {FromProto(request->block()), request->offset()}, kCheckpointPieceBytes,
                                   [reply](const CutReader::Piece& piece, const CutMarks& marks) {
                                     reply->set_data(piece.bytes.data(), piece.bytes.size());
@@ -257,7 +242,9 @@ grpc::ServerUnaryReactor* MemoryService::WriteCheckpoint(grpc::CallbackServerCon
 grpc::ServerUnaryReactor* MemoryService::Publish(grpc::CallbackServerContext* context, const v1::PublishRequest* request,
                                                  v1::PublishReply* reply) {
   return OnOwnThread("Publish", context, [this, request, reply]() -> absl::Status {
+    RETURN_IF_ERROR(CheckEpoch(request->slot_map_epoch()));
     RETURN_IF_ERROR(shard_->Publish(request->checkpoint_id(), request->version()));
+    RETURN_IF_ERROR(CheckEpoch(request->slot_map_epoch()));
     for (const std::string& version : shard_->ListVersions()) reply->add_versions(version);
     return absl::OkStatus();
   });
@@ -289,6 +276,70 @@ grpc::ServerUnaryReactor* MemoryService::PurgeBlocks(grpc::CallbackServerContext
     reply->set_blocks(result.blocks);
     reply->set_cuts(result.cuts);
     return absl::OkStatus();
+  });
+}
+
+// --- Slots ---------------------------------------------------------------------------------------------------------------------------------
+
+void MemoryService::FollowSlotMap(std::unique_ptr<SlotMapSource> source, const TlsFiles& tls) {
+  tls_ = tls;
+  follower_ = std::make_unique<SlotMapFollower>(std::move(source), &slots_);
+  if (!shard_->replica_of().empty()) replica_ = std::make_unique<ReplicaFollower>(shard_, &slots_, tls);
+}
+
+grpc::ServerUnaryReactor* MemoryService::GetSlots(grpc::CallbackServerContext* context, const v1::GetSlotsRequest*, v1::SlotsReply* reply) {
+  return OnOwnThread("GetSlots", context, [this, reply] {
+    const std::shared_ptr<const SlotMap> map = shard_->slot_map();
+    ToProto(slots_.State(), reply);
+    reply->set_server_id(shard_->server_id());
+    reply->set_slot_map_epoch(map->epoch());
+    reply->set_slots(FormatSlots(map->SlotsOf(shard_->server_id())));
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerWriteReactor<v1::ExportSlotsChunk>* MemoryService::ExportSlots(grpc::CallbackServerContext* context, const v1::ExportSlotsRequest* request) {
+  return new ExportCall(shard_, &slots_, &call_threads_, context, *request);
+}
+
+absl::Status MemoryService::RunSlotMove(const v1::MoveSlotsRequest& request, absl::Time deadline, v1::MoveSlotsReply* reply) {
+  if (follower_ == nullptr)
+    return FailedPrecondition("server \"{}\" was started without --slot-map: it owns all slots, always", shard_->server_id());
+  if (!shard_->replica_of().empty() && request.action() != v1::SLOT_MOVE_ACTION_RELOAD)
+    return FailedPrecondition("server \"{}\" is a replica of \"{}\", it can own no slots", shard_->server_id(), shard_->replica_of());
+  switch (request.action()) {
+    case v1::SLOT_MOVE_ACTION_COPY:
+    case v1::SLOT_MOVE_ACTION_FINISH: {
+      ASSIGN_OR_RETURN(const SlotSet slots, ParseSlots(request.slots()));
+      const bool last = request.action() == v1::SLOT_MOVE_ACTION_FINISH;
+      ASSIGN_OR_RETURN(const SlotCopyResult copied, CopySlots(&slots_, shard_->spec_hash(), tls_, request.source_address(), request.move_id(), slots,
+                                                              last, deadline));
+      reply->set_blocks(copied.blocks);
+      reply->set_bytes(copied.bytes);
+      return absl::OkStatus();
+    }
+    case v1::SLOT_MOVE_ACTION_SEAL: {
+      ASSIGN_OR_RETURN(const uint64_t first,
+                       slots_.Seal(request.move_id(), request.at_least_step(), absl::Milliseconds(std::min<uint64_t>(request.lease_ms(), 60000))));
+      reply->set_first_refused_step(first);
+      return absl::OkStatus();
+    }
+    case v1::SLOT_MOVE_ACTION_AWAIT_SEALED: return slots_.AwaitSealed(request.move_id(), deadline);
+    case v1::SLOT_MOVE_ACTION_RELEASE: slots_.Unseal(request.move_id(), /*keep_copy=*/true); return absl::OkStatus();
+    case v1::SLOT_MOVE_ACTION_ABORT: slots_.Unseal(request.move_id(), /*keep_copy=*/false); return absl::OkStatus();
+    case v1::SLOT_MOVE_ACTION_RELOAD: return follower_->Look();
+    default:
+      return InvalidArgument("slot move action {} is unknown; allowed: COPY (1), SEAL (2), AWAIT_SEALED (3), FINISH (4), ABORT (5), RELOAD (6), RELEASE (7)",
+                             static_cast<int>(request.action()));
+  }
+}
+
+grpc::ServerUnaryReactor* MemoryService::MoveSlots(grpc::CallbackServerContext* context, const v1::MoveSlotsRequest* request,
+                                                   v1::MoveSlotsReply* reply) {
+  return OnOwnThread("MoveSlots", context, [this, context, request, reply] {
+    const absl::Status status = RunSlotMove(*request, absl::FromChrono(context->deadline()), reply);
+    reply->set_slot_map_epoch(shard_->slot_map()->epoch());
+    return status;
   });
 }
 

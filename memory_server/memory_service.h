@@ -4,9 +4,13 @@
 #pragma once
 
 #include "common/base/thread_pool.h"
+#include "common/rpc/tls.h"
 #include "membank/v1/memory.grpc.pb.h"
 #include "memory_server/call_threads.h"
+#include "memory_server/replica_follower.h"
 #include "memory_server/shard.h"
+#include "memory_server/slot_map_follower.h"
+#include "memory_server/slot_move.h"
 
 namespace membank {
 
@@ -18,7 +22,8 @@ using MemoryServiceBase = v1::MemoryService::WithCallbackMethod_GetManifest<v1::
                     v1::MemoryService::WithCallbackMethod_Prefetch<v1::MemoryService::WithCallbackMethod_GetAccess<
                         v1::MemoryService::WithCallbackMethod_SetAccess<v1::MemoryService::WithCallbackMethod_ReadCheckpoint<
                             v1::MemoryService::WithCallbackMethod_WriteCheckpoint<v1::MemoryService::WithCallbackMethod_PurgeBlocks<
-                                v1::MemoryService::Service>>>>>>>>>>>>>>>>;
+                                v1::MemoryService::WithCallbackMethod_GetSlots<v1::MemoryService::WithCallbackMethod_ExportSlots<
+                                    v1::MemoryService::WithCallbackMethod_MoveSlots<v1::MemoryService::Service>>>>>>>>>>>>>>>>>>>;
 
 class MemoryService final : public MemoryServiceBase {
  public:
@@ -54,13 +59,29 @@ class MemoryService final : public MemoryServiceBase {
                                       v1::SetAccessReply* reply) override;
   grpc::ServerUnaryReactor* PurgeBlocks(grpc::CallbackServerContext* context, const v1::PurgeBlocksRequest* request,
                                         v1::PurgeBlocksReply* reply) override;
+  grpc::ServerUnaryReactor* GetSlots(grpc::CallbackServerContext* context, const v1::GetSlotsRequest* request,
+                                     v1::SlotsReply* reply) override;
+  grpc::ServerWriteReactor<v1::ExportSlotsChunk>* ExportSlots(grpc::CallbackServerContext* context,
+                                                              const v1::ExportSlotsRequest* request) override;
+  grpc::ServerUnaryReactor* MoveSlots(grpc::CallbackServerContext* context, const v1::MoveSlotsRequest* request,
+                                      v1::MoveSlotsReply* reply) override;
+
+  // From now on the shard follows the slot map at `source`: it looks every second, and when a move says so. A replica also follows its owner's
+  // versions. `tls`: for copying from other servers. Call it once, before calls are served.
+  void FollowSlotMap(std::unique_ptr<SlotMapSource> source, const TlsFiles& tls);
 
  private:
   template <typename Work>
   grpc::ServerUnaryReactor* OnOwnThread(const char* rpc, grpc::CallbackServerContext* context, Work work);
+  absl::Status CheckEpoch(uint64_t callers_epoch) const;
   absl::Status RunCheckpoint(const v1::CheckpointRequest& request);
+  absl::Status RunSlotMove(const v1::MoveSlotsRequest& request, absl::Time deadline, v1::MoveSlotsReply* reply);
 
   Shard* const shard_;
+  SlotMover slots_;
+  TlsFiles tls_;
+  std::unique_ptr<SlotMapFollower> follower_;  // null: the slot map never changes
+  std::unique_ptr<ReplicaFollower> replica_;   // of a replica
   ThreadPool readers_;
   CallThreads call_threads_;
 };

@@ -14,6 +14,7 @@ void BindOptions(CLI::App& app, MemoryServerOptions* o) {
   app.add_option("--memory-budget", o->memory_budget_bytes,
                  "RAM for weights and optimizer state of trained blocks, in bytes or as 16GB; the rest spills to --data-dir; 0: no bound")
       ->transform(CLI::AsSizeValue(false));
+  app.add_option("--replica-of", o->replica_of, "Server of the slot map whose published versions this one copies and serves; empty: no replica");
   app.add_option("--free-space-watermark-bytes", o->free_space_watermark_bytes,
                  "Free bytes of the disk below which pushes and checkpoints are refused; serving goes on");
   app.add_option("--read-version-cache-bytes", o->read_version_cache_bytes, "Bytes of RAM for payloads of published versions");
@@ -42,6 +43,9 @@ absl::Status Validate(const MemoryServerOptions& options) {
   RETURN_IF_ERROR(Validate(options.service));
   if (options.data_dir.empty()) return InvalidArgument("--data-dir is empty; give the directory of this shard's checkpoints and versions");
   if (options.server_id.empty()) return InvalidArgument("--server-id is empty; give the name of this server in the slot map");
+  if (!options.replica_of.empty() && (options.slot_map.empty() || options.replica_of == options.server_id)) {
+    return InvalidArgument("--replica-of {} needs --slot-map, to find that server, and another --server-id than it has", options.replica_of);
+  }
   if (options.service.tls.authority.empty() && !(options.administrators.empty() && options.trainers.empty())) {
     return InvalidArgument("--administrators and --trainers name client certificates, but without --tls-authority no client shows one");
   }

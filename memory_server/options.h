@@ -22,6 +22,7 @@ struct MemoryServerOptions {
   std::string slot_map;
   std::string server_id = "m0";
   uint64_t memory_budget_bytes = 0;
+  std::string replica_of;
   uint64_t free_space_watermark_bytes = 256ull << 20;
   uint64_t read_version_cache_bytes = 1ull << 30;
   uint64_t generated_cache_bytes = 256ull << 20;

@@ -64,8 +64,11 @@ absl::Status PushCall::BeginPush(const std::string& bytes) {
   if (header_.block_count() > kMaxBlocksPerCall) {
     return InvalidArgument("the push announces {} blocks; at most {} are allowed", header_.block_count(), kMaxBlocksPerCall);
   }
-  ASSIGN_OR_RETURN(push_, shard_->BeginPush({header_.run_id(), header_.epoch(), header_.step()}, header_.rank(),
-                                            {header_.sums().begin(), header_.sums().end()}));
+  absl::StatusOr<std::unique_ptr<GradientPush>> push =
+      shard_->BeginPush({header_.run_id(), header_.epoch(), header_.step()}, header_.rank(),
+                         {header_.sums().begin(), header_.sums().end()}, header_.slot_map_epoch());
+  if (!push.ok()) return WithWrongSlot(*shard_, BlockId{}, push.status());
+  push_ = *std::move(push);
   return absl::OkStatus();
 }
 
@@ -104,7 +107,7 @@ absl::Status PushCall::EndBlock() {
                     copy_.crc(), expected_crc_);
   }
   total_bytes_ += buffer_.size();
-  return push_->AddBlock(id_, dtype_, std::move(buffer_));
+  return WithWrongSlot(*shard_, id_, push_->AddBlock(id_, dtype_, std::move(buffer_)));
 }
 
 absl::Status PushCall::Complete() {
@@ -114,7 +117,9 @@ absl::Status PushCall::Complete() {
     return InvalidArgument("the stream ended after {} of {} blocks{}; the push does not count", blocks_, header_.block_count(),
                            in_block_ ? ", inside of block " + ToString(id_) : "");
   }
-  ASSIGN_OR_RETURN(const PushOutcome outcome, push_->Finish());
+  const absl::StatusOr<PushOutcome> finished = push_->Finish();
+  if (!finished.ok()) return WithWrongSlot(*shard_, BlockId{}, finished.status());
+  const PushOutcome outcome = *finished;
   if (outcome == PushOutcome::kAccepted) {
     static prometheus::Counter& bytes = GetCounter("membank_memory_pushed_bytes_total", "Bytes of gradients accepted");
     bytes.Increment(static_cast<double>(total_bytes_));

@@ -9,6 +9,7 @@
 #include "common/base/crc32c.h"
 #include "common/base/file.h"
 #include "common/base/json.h"
+#include "common/base/log.h"
 #include "common/base/status_macros.h"
 #include "memory_server/block_record.h"
 #include "memory_server/rocksdb_store.h"
@@ -53,12 +54,11 @@ absl::Status CheckIdentity(const std::string& data_directory, const BankSpec& sp
 
 }  // namespace
 
-Shard::Shard(const BankSpec& spec, const SlotMap& slot_map, const ShardOptions& options, size_t server_index)
+Shard::Shard(const BankSpec& spec, const SlotMap& slot_map, const ShardOptions& options)
     : spec_(spec),
       spec_hash_(spec.Hash()),
-      slot_map_(slot_map),
       options_(options),
-      server_index_(server_index),
+      ownership_(options.replica_of.empty() ? options.server_id : options.replica_of, slot_map),
       buffers_(BufferPool::Create(IdleBufferBytes(options))),
       generated_(options.generated_cache_bytes),
       version_payloads_(options.version_cache_bytes),
@@ -72,7 +72,6 @@ Shard::~Shard() {
 
 absl::StatusOr<std::unique_ptr<Shard>> Shard::Open(const BankSpec& spec, const SlotMap& slot_map, const ShardOptions& given) {
   RETURN_IF_ERROR(spec.Validate());
-  ASSIGN_OR_RETURN(const size_t server_index, slot_map.ServerIndex(given.server_id));
   ShardOptions options = given;
   if (options.open_store == nullptr) options.open_store = RocksDbStore::Open;
   const uint64_t least = BlockTable::MinimumBudget(spec);
@@ -81,7 +80,9 @@ absl::StatusOr<std::unique_ptr<Shard>> Shard::Open(const BankSpec& spec, const S
                            options.memory_budget_bytes, least);
   RETURN_IF_ERROR(MakeDirectories(options.data_directory));
 
-  std::unique_ptr<Shard> shard(new Shard(spec, slot_map, options, server_index));
+  std::unique_ptr<Shard> shard(new Shard(spec, slot_map, options));
+  if (options.replica_of.empty() && slot_map.SlotsOf(options.server_id).none())
+    LOG_WARN("server \"{}\" has no slots by slot map epoch {}; it waits until some are moved to it", options.server_id, slot_map.epoch());
   ASSIGN_OR_RETURN(shard->directory_lock_, DirectoryLock::Acquire(options.data_directory));
   RETURN_IF_ERROR(CheckIdentity(options.data_directory, spec, options.server_id));
   ASSIGN_OR_RETURN(shard->access_, AccessControl::Open(options.data_directory, spec.fan_out, spec.depth(), options.access));
@@ -101,9 +102,9 @@ absl::StatusOr<std::unique_ptr<Shard>> Shard::Open(const BankSpec& spec, const S
   RETURN_IF_ERROR(shard->LoadRuns());
   Head head;
   if (cut.has_value()) {
-    ASSIGN_OR_RETURN(head, shard->LoadCut(*cut));
+    ASSIGN_OR_RETURN(head, shard->LoadCut(*cut, slot_map));
   }
-  ASSIGN_OR_RETURN(BlockTable::LiveStores stores, shard->checkpoints_->OpenHead(cut));
+  ASSIGN_OR_RETURN(BlockTable::LiveStores stores, shard->OpenHeadStores(cut, head.foreign));
   shard->InstallHead(std::move(head), std::move(stores));
   RETURN_IF_ERROR(shard->OpenLog(cut));
   return shard;
@@ -135,32 +136,41 @@ ShardStatus Shard::Status() const {
   return status;
 }
 
+absl::Status Shard::CheckInSpec(BlockId id) const {
+  if (spec_.Contains(id)) return absl::OkStatus();
+  if (id.level < 1 || id.level > spec_.depth())
+    return InvalidArgument("block {}: level {} is not in the bank, allowed 1..{}", ToString(id), id.level, spec_.depth());
+  if (spec_.width(id.level) == 0) return InvalidArgument("block {}: level {} has width 0, it has no blocks", ToString(id), id.level);
+  const uint32_t generic = ClusterCount(spec_.fan_out, id.level);
+  return InvalidArgument("block {}: cluster {} is not in level {}, allowed 0..{} and {} for the generic block", ToString(id), id.cluster,
+                         id.level, generic - 1, generic);
+}
+
 absl::Status Shard::CheckBlock(BlockId id) const {
-  if (!spec_.Contains(id)) {
-    if (id.level < 1 || id.level > spec_.depth())
-      return InvalidArgument("block {}: level {} is not in the bank, allowed 1..{}", ToString(id), id.level, spec_.depth());
-    if (spec_.width(id.level) == 0) return InvalidArgument("block {}: level {} has width 0, it has no blocks", ToString(id), id.level);
-    const uint32_t generic = ClusterCount(spec_.fan_out, id.level);
-    return InvalidArgument("block {}: cluster {} is not in level {}, allowed 0..{} and {} for the generic block", ToString(id), id.cluster,
-                           id.level, generic - 1, generic);
-  }
-  const size_t owner = slot_map_.OwnerOf(id);
-  if (owner == server_index_) return absl::OkStatus();
-  absl::Status status = FailedPrecondition("block {} in slot {} belongs to server \"{}\", not to \"{}\", by slot map epoch {}; reload the map",
-                                           ToString(id), SlotOf(id), slot_map_.servers()[owner].id, options_.server_id, slot_map_.epoch());
-  status.SetPayload(kSlotMapEpochPayload, absl::Cord(std::to_string(slot_map_.epoch())));
-  return status;
+  RETURN_IF_ERROR(CheckInSpec(id));
+  return ownership_.Check(id);
+}
+
+absl::Status Shard::CheckNoReplica() const {
+  if (options_.replica_of.empty()) return absl::OkStatus();
+  return FailedPrecondition("server \"{}\" is a replica of \"{}\": it serves published versions only; ask the owner for the head", options_.server_id,
+                            options_.replica_of);
 }
 
 absl::StatusOr<BlockRead> Shard::Read(BlockId id, int64_t newer_than) {
+  RETURN_IF_ERROR(CheckNoReplica());
   RETURN_IF_ERROR(CheckBlock(id));
   if (newer_than >= 0) {
     const uint64_t version = table_->VersionOf(id);
+    RETURN_IF_ERROR(ownership_.Check(id));  // again: its slot may just have been given up, and its blocks with it
     if (version == static_cast<uint64_t>(newer_than)) return BlockRead{version, 0, nullptr, true};
   }
   absl::StatusOr<CachedPayload> payload = table_->Read(id);
   if (!payload.ok()) return Annotate(payload.status(), fmt::format("the head of server \"{}\"", options_.server_id));
-  if (payload->payload == nullptr) payload = ReadUntouched(id);
+  if (payload->payload == nullptr) {
+    RETURN_IF_ERROR(ownership_.Check(id));
+    payload = ReadUntouched(id);
+  }
   return AnswerRead(*payload, newer_than);
 }
 
@@ -173,6 +183,9 @@ absl::Status Shard::Prefetch(absl::Span<const BlockId> ids) {
 absl::StatusOr<BlockRead> Shard::ReadVersion(const std::string& name, BlockId id, int64_t newer_than) {
   RETURN_IF_ERROR(CheckBlock(id));
   ASSIGN_OR_RETURN(const CheckpointStore::Version version, checkpoints_->FindVersion(name));
+  if (!version.held.slots[SlotOf(id)])
+    return FailedPrecondition("block {} of version {}: slot {} is not in this server's copy, which holds slots {} by slot map epoch {}", ToString(id),
+                              name, SlotOf(id), FormatSlots(version.held.slots), version.held.epoch);
   if (const auto cached = version_payloads_.Get({name, id})) return AnswerRead(*cached, newer_than);
   CachedPayload stored;
   absl::Status decoded;

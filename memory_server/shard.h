@@ -25,6 +25,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "common/bank/bank_spec.h"
 #include "common/bank/slot_map.h"
@@ -41,11 +42,10 @@
 #include "memory_server/directory_lock.h"
 #include "memory_server/gradients.h"
 #include "memory_server/payload_cache.h"
+#include "memory_server/slot_ownership.h"
 #include "memory_server/step_log.h"
 
 namespace membank {
-
-inline constexpr char kSlotMapEpochPayload[] = "membank/slot-map-epoch";
 
 enum class Durability : uint8_t {
   kCheckpoint,  // a crash goes back to the last committed checkpoint
@@ -54,7 +54,8 @@ enum class Durability : uint8_t {
 
 struct ShardOptions {
   std::string data_directory;
-  std::string server_id;                            // one of the slot map's servers
+  std::string server_id;                            // one of the slot map's servers, or one that is to join them
+  std::string replica_of;                           // not empty: serves the published versions of that server, and nothing else
   OpenBlockStore open_store;                        // empty: RocksDB
   uint64_t memory_budget_bytes = 0;                 // payloads and optimizer state of touched blocks in RAM; 0: all of them, no bound
   uint64_t generated_cache_bytes = 256ull << 20;    // payloads of untouched blocks kept after generation
@@ -119,8 +120,8 @@ class GradientPush {
 
  private:
   friend class Shard;
-  GradientPush(Shard* shard, StepId step, uint32_t rank, std::vector<double> sums, PushOutcome outcome)
-      : shard_(shard), step_(std::move(step)), rank_(rank), sums_(std::move(sums)), outcome_(outcome) {}
+  GradientPush(Shard* shard, StepId step, uint32_t rank, std::vector<double> sums, uint64_t slot_map_epoch, PushOutcome outcome)
+      : shard_(shard), step_(std::move(step)), rank_(rank), sums_(std::move(sums)), slot_map_epoch_(slot_map_epoch), outcome_(outcome) {}
   absl::Status Reserve(BlockId id, uint64_t bytes);
   absl::Status Add(BlockId id, DType dtype, Buffer bytes);
 
@@ -128,6 +129,7 @@ class GradientPush {
   const StepId step_;
   const uint32_t rank_;
   std::vector<double> sums_;
+  const uint64_t slot_map_epoch_;
   const PushOutcome outcome_;
   absl::Status error_;
   RankGradients gradients_;
@@ -146,10 +148,12 @@ class Shard {
 
   const BankSpec& spec() const { return spec_; }
   const std::string& spec_hash() const { return spec_hash_; }
-  const SlotMap& slot_map() const { return slot_map_; }
+  std::shared_ptr<const SlotMap> slot_map() const { return ownership_.map(); }
   const std::string& server_id() const { return options_.server_id; }
   AccessControl& access() const { return *access_; }
   const CheckpointStore& checkpoints() const { return *checkpoints_; }
+  const std::string& replica_of() const { return options_.replica_of; }
+  absl::Status CheckSlotMapEpoch(uint64_t callers_epoch) const { return ownership_.CheckEpoch(callers_epoch); }
   ShardStatus Status() const ABSL_LOCKS_EXCLUDED(run_mu_);
 
   // Wakes every waiting call with UNAVAILABLE and refuses new pushes, steps and checkpoints; reads go on.
@@ -173,8 +177,10 @@ class Shard {
   // unless first_step is head + 1. Returns the head.
   absl::StatusOr<uint64_t> BeginRun(const RunSettings& settings) ABSL_LOCKS_EXCLUDED(train_mu_, run_mu_);
   // OUT_OF_RANGE names the expected step: a rank pushes its steps without gaps and at most 1 + staleness ahead of the head.
-  // `sums`: numbers that are added over the ranks, see AwaitStep.
-  absl::StatusOr<std::unique_ptr<GradientPush>> BeginPush(const StepId& step, uint32_t rank, std::vector<double> sums = {})
+  // `sums`: numbers that are added over the ranks, see AwaitStep. `slot_map_epoch`: of the map by which the caller cut the push, 0 when it did
+  // not say; FAILED_PRECONDITION unless it is this server's.
+  absl::StatusOr<std::unique_ptr<GradientPush>> BeginPush(const StepId& step, uint32_t rank, std::vector<double> sums = {},
+                                                          uint64_t slot_map_epoch = 0)
       ABSL_LOCKS_EXCLUDED(run_mu_);
   // Waits until all ranks have pushed `step`, which must be head + 1 (or become it before the deadline), sums their gradients in rank
   // order, and returns the sum of squares over ascending block ids. DEADLINE_EXCEEDED names the missing ranks. May be repeated.
@@ -230,12 +236,15 @@ class Shard {
 
  private:
   friend class GradientPush;
+  friend class SlotMover;  // slot_move.h: exports, seals and adopts slots
   struct PendingStep;  // pushes of a step that is not applied yet
   struct Snapshot;     // the head as it was when a checkpoint began
   struct Head;         // everything a cut holds: blocks and dedup marks
 
-  Shard(const BankSpec& spec, const SlotMap& slot_map, const ShardOptions& options, size_t server_index);
+  Shard(const BankSpec& spec, const SlotMap& slot_map, const ShardOptions& options);
 
+  absl::Status CheckInSpec(BlockId id) const;
+  absl::Status CheckNoReplica() const;
   static BlockRead AnswerRead(const CachedPayload& payload, int64_t newer_than);
   CachedPayload ReadUntouched(BlockId id);
   absl::Status CheckFreeSpace(uint64_t needed_bytes) const;
@@ -257,9 +266,16 @@ class Shard {
   absl::Status LoadRuns() ABSL_LOCKS_EXCLUDED(run_mu_);
   std::unique_ptr<Snapshot> ClaimSnapshot(const std::string& id, uint64_t step) ABSL_LOCKS_EXCLUDED(snapshot_mu_);
   void SetSnapshot(std::unique_ptr<Snapshot> snapshot) ABSL_LOCKS_EXCLUDED(snapshot_mu_);
+  bool HasSnapshot() ABSL_LOCKS_EXCLUDED(snapshot_mu_);
   absl::Status CheckBegin(const RunSettings& settings) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(run_mu_);
+  bool IsSealed() const ABSL_SHARED_LOCKS_REQUIRED(run_mu_) { return seal_.has_value() && absl::Now() < seal_->until; }
+  absl::Status AwaitCutsThawed() ABSL_EXCLUSIVE_LOCKS_REQUIRED(cut_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
   absl::Status TakeSnapshot(const std::string& id, uint64_t step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cut_mu_, train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
-  absl::StatusOr<Head> LoadCut(const Cut& cut) const;
+  // FAILED_PRECONDITION names both epochs when the cut lacks some of the slots that `map` gives to this server.
+  absl::Status CheckHolds(const Cut& cut, const SlotMap& map) const;
+  // What the cut has for those slots.
+  absl::StatusOr<Head> LoadCut(const Cut& cut, const SlotMap& map) const;
+  absl::StatusOr<BlockTable::LiveStores> OpenHeadStores(const std::optional<Cut>& cut, const std::vector<BlockId>& foreign);
   // The step log (shard_step_log.cc); all nothing with Durability::kCheckpoint.
   absl::Status LogGradients(const RunSettings& run, uint64_t step, PendingStep* pending) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
   absl::Status LogApply(const RunSettings& run, uint64_t step, const ApplyParameters& parameters, PendingStep* pending)
@@ -278,9 +294,8 @@ class Shard {
 
   const BankSpec spec_;
   const std::string spec_hash_;
-  const SlotMap slot_map_;
   const ShardOptions options_;
-  const size_t server_index_;
+  SlotOwnership ownership_;                    // thread-safe; replaced under train_mu_ only
   std::unique_ptr<DirectoryLock> directory_lock_;
   std::unique_ptr<AccessControl> access_;      // thread-safe; asked by the calls, not by the shard
   const std::shared_ptr<BufferPool> buffers_;  // thread-safe
@@ -292,6 +307,7 @@ class Shard {
 
   // One checkpoint operation at a time; held over I/O, steps go on.
   absl::Mutex cut_mu_ ABSL_ACQUIRED_BEFORE(train_mu_);
+  absl::Time cuts_frozen_until_ ABSL_GUARDED_BY(cut_mu_) = absl::InfinitePast();  // slots are switching: checkpoint operations wait
 
   // One step, snapshot or restore at a time.
   mutable absl::Mutex train_mu_ ABSL_ACQUIRED_BEFORE(run_mu_);
@@ -304,6 +320,7 @@ class Shard {
   absl::Mutex transfer_mu_ ABSL_ACQUIRED_BEFORE(cut_mu_);
   std::unique_ptr<CutReader> reader_ ABSL_GUARDED_BY(transfer_mu_);
   std::unique_ptr<CutWriter> writer_ ABSL_GUARDED_BY(transfer_mu_);
+  HeldSlots writer_slots_ ABSL_GUARDED_BY(transfer_mu_);    // what the checkpoint coming in is to hold
 
   // Run, pushes and head.
   mutable absl::Mutex run_mu_;
@@ -320,6 +337,13 @@ class Shard {
   std::string run_description_ ABSL_GUARDED_BY(run_mu_);                  // rank 0's
   uint64_t pushed_bytes_ ABSL_GUARDED_BY(run_mu_) = 0;
   uint64_t torn_step_ ABSL_GUARDED_BY(run_mu_) = 0;                       // half applied and given up: only a restore helps; 0: none
+  uint64_t head_generation_ ABSL_GUARDED_BY(run_mu_) = 0;                 // another random number whenever the head is replaced
+  struct Seal {                                                           // slots are switching: no push from `first_refused` on
+    std::string move_id;
+    uint64_t first_refused = 0;
+    absl::Time until;
+  };
+  std::optional<Seal> seal_ ABSL_GUARDED_BY(run_mu_);
 };
 
 }  // namespace membank

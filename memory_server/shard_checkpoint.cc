@@ -1,6 +1,7 @@
 // Checkpoints and versions of a shard: what of its blocks goes to disk, and back. See shard.h; checkpoint.h has directories and manifests.
 #include <algorithm>
 #include <deque>
+#include <random>
 #include <utility>
 
 #include "common/base/bytes.h"
@@ -27,8 +28,26 @@ void Shard::SetSnapshot(std::unique_ptr<Snapshot> snapshot) {
   snapshot_.swap(snapshot);
 }
 
+bool Shard::HasSnapshot() {
+  absl::MutexLock lock(&snapshot_mu_);
+  return snapshot_ != nullptr;
+}
+
+// What every checkpoint operation does first: slots that are switching must find the same cuts on both servers.
+absl::Status Shard::AwaitCutsThawed() {
+  constexpr absl::Duration kLook = absl::Milliseconds(100);  // whether the server is shutting down
+  const auto thawed = [this]() ABSL_SHARED_LOCKS_REQUIRED(cut_mu_) { return cuts_frozen_until_ <= absl::Now(); };
+  while (!thawed()) {
+    cut_mu_.AwaitWithDeadline(absl::Condition(&thawed), std::min(cuts_frozen_until_, absl::Now() + kLook));
+    absl::MutexLock lock(&run_mu_);
+    if (stopping_) return Unavailable("server \"{}\" is shutting down", options_.server_id);
+  }
+  return absl::OkStatus();
+}
+
 // Null afterwards when the cut is there already.
 absl::Status Shard::TakeSnapshot(const std::string& id, uint64_t step) {
+  RETURN_IF_ERROR(CheckNoReplica());
   SetSnapshot(nullptr);
   CutMarks marks;
   {
@@ -55,12 +74,13 @@ absl::Status Shard::TakeSnapshot(const std::string& id, uint64_t step) {
   absl::StatusOr<std::unique_ptr<BlockTable::Cut>> blocks = table_->BeginCut();
   if (!blocks.ok()) return Annotate(blocks.status(), fmt::format("checkpoint {}", id));
   RETURN_IF_ERROR(CheckFreeSpace((*blocks)->dirty_bytes()));
-  SetSnapshot(std::make_unique<Snapshot>(Snapshot{id, marks, *std::move(blocks)}));
+  SetSnapshot(std::make_unique<Snapshot>(Snapshot{id, marks, {ownership_.slots(), ownership_.epoch()}, *std::move(blocks)}));
   return absl::OkStatus();
 }
 
 absl::Status Shard::SnapshotCheckpoint(const std::string& id, uint64_t step) {
   absl::MutexLock cut_lock(&cut_mu_);
+  RETURN_IF_ERROR(AwaitCutsThawed());
   absl::MutexLock train(&train_mu_);
   if (std::unique_ptr<Snapshot> again = ClaimSnapshot(id, step)) {
     SetSnapshot(std::move(again));
@@ -71,6 +91,7 @@ absl::Status Shard::SnapshotCheckpoint(const std::string& id, uint64_t step) {
 
 absl::Status Shard::PrepareCheckpoint(const std::string& id, uint64_t step) {
   absl::MutexLock cut_lock(&cut_mu_);
+  RETURN_IF_ERROR(AwaitCutsThawed());
   // A snapshot that is there is taken without train_mu_: the step that holds it may be waiting for the room of this snapshot's images.
   std::unique_ptr<Snapshot> snapshot = ClaimSnapshot(id, step);
   if (snapshot == nullptr) {
@@ -87,13 +108,14 @@ absl::Status Shard::PrepareCheckpoint(const std::string& id, uint64_t step) {
   const absl::Status status = snapshot->blocks->Write([&](const HeadStores& stores) -> absl::Status {
     MEMBANK_FAIL_POINT("checkpoint.write.done");
     RETURN_IF_ERROR(stores.state->Put(kMarksKey, AsBytes(EncodeMarks(snapshot->marks))));
-    return checkpoints_->Prepare(id, snapshot->marks, snapshot->blocks->digest(), stores);
+    return checkpoints_->Prepare(id, snapshot->marks, snapshot->blocks->digest(), snapshot->held, stores);
   });
   return status.ok() ? status : Annotate(status, fmt::format("checkpoint {}", id));
 }
 
 absl::Status Shard::CommitCheckpoint(const std::string& id, uint32_t keep) {
   absl::MutexLock cut_lock(&cut_mu_);
+  RETURN_IF_ERROR(AwaitCutsThawed());
   ASSIGN_OR_RETURN(const Cut cut, checkpoints_->Find(id));
   if (cut.committed > 0) return absl::OkStatus();
   RETURN_IF_ERROR(checkpoints_->Commit(id, keep));
@@ -103,6 +125,7 @@ absl::Status Shard::CommitCheckpoint(const std::string& id, uint32_t keep) {
 
 absl::Status Shard::AbortCheckpoint(const std::string& id) {
   absl::MutexLock cut_lock(&cut_mu_);
+  RETURN_IF_ERROR(AwaitCutsThawed());
   const absl::StatusOr<Cut> cut = checkpoints_->Find(id);
   if (absl::IsNotFound(cut.status())) return absl::OkStatus();
   RETURN_IF_ERROR(cut.status());
@@ -113,6 +136,7 @@ absl::Status Shard::AbortCheckpoint(const std::string& id) {
 
 absl::Status Shard::DeleteCheckpoint(const std::string& id) {
   absl::MutexLock cut_lock(&cut_mu_);
+  RETURN_IF_ERROR(AwaitCutsThawed());
   const absl::StatusOr<Cut> cut = checkpoints_->Find(id);
   if (absl::IsNotFound(cut.status())) return absl::OkStatus();
   RETURN_IF_ERROR(cut.status());
@@ -123,12 +147,13 @@ absl::Status Shard::DeleteCheckpoint(const std::string& id) {
 
 absl::Status Shard::RestoreCheckpoint(const std::string& id) {
   absl::MutexLock cut_lock(&cut_mu_);
+  RETURN_IF_ERROR(AwaitCutsThawed());
   ASSIGN_OR_RETURN(const Cut cut, checkpoints_->Find(id));
   SetSnapshot(nullptr);  // before train_mu_: the step that holds it may be waiting for the room of images that nobody will write
   absl::MutexLock train(&train_mu_);
-  ASSIGN_OR_RETURN(Head head, LoadCut(cut));
+  ASSIGN_OR_RETURN(Head head, LoadCut(cut, *ownership_.map()));
   MEMBANK_FAIL_POINT("restore.loaded");
-  ASSIGN_OR_RETURN(BlockTable::LiveStores stores, checkpoints_->OpenHead(cut));
+  ASSIGN_OR_RETURN(BlockTable::LiveStores stores, OpenHeadStores(cut, head.foreign));
   const std::optional<Cut> last = checkpoints_->LastCommitted();
   if (!last.has_value() || last->id != id) RETURN_IF_ERROR(checkpoints_->Commit(id));
   MEMBANK_FAIL_POINT("restore.opened");
@@ -137,8 +162,27 @@ absl::Status Shard::RestoreCheckpoint(const std::string& id) {
   return absl::OkStatus();
 }
 
+absl::Status Shard::CheckHolds(const Cut& cut, const SlotMap& map) const {
+  const SlotSet missing = map.SlotsOf(options_.server_id) & ~cut.held.slots;
+  if (missing.none()) return absl::OkStatus();
+  return FailedPrecondition("checkpoint {} holds the slots that server \"{}\" had by slot map epoch {}, by epoch {} it also has slots {}; take a "
+                            "checkpoint made since, or bring one in from a copy (membank checkpoint import)",
+                            cut.id, options_.server_id, cut.held.epoch, map.epoch(), FormatSlots(missing));
+}
+
+absl::StatusOr<BlockTable::LiveStores> Shard::OpenHeadStores(const std::optional<Cut>& cut, const std::vector<BlockId>& foreign) {
+  ASSIGN_OR_RETURN(BlockTable::LiveStores stores, checkpoints_->OpenHead(cut));
+  std::vector<BlockStore::Write> erased;
+  for (BlockId id : foreign) erased.push_back({BlockKey(id), {}, true});
+  RETURN_IF_ERROR(stores->weights->Apply(erased));
+  RETURN_IF_ERROR(stores->state->Apply(erased));
+  return stores;
+}
+
 // Checks every byte of the cut. With a memory budget the blocks stay on disk until they are needed.
-absl::StatusOr<Shard::Head> Shard::LoadCut(const Cut& cut) const {
+absl::StatusOr<Shard::Head> Shard::LoadCut(const Cut& cut, const SlotMap& map) const {
+  RETURN_IF_ERROR(CheckHolds(cut, map));
+  const SlotSet owned = map.SlotsOf(options_.server_id);
   const bool keep = options_.memory_budget_bytes == 0;
   const absl::StatusOr<HeadStores> opened = checkpoints_->OpenCut(cut);
   if (!opened.ok()) return Annotate(opened.status(), fmt::format("checkpoint {} in {}", cut.id, cut.directory));
@@ -148,10 +192,14 @@ absl::StatusOr<Shard::Head> Shard::LoadCut(const Cut& cut) const {
   CutDigest digest;
   const absl::Status weights = stores.weights->Scan(kBlockKeyPrefix, [&](std::string_view key, absl::Span<const uint8_t> value) {
     ASSIGN_OR_RETURN(const BlockId id, ParseBlockKey(key));
-    RETURN_IF_ERROR(CheckBlock(id));
+    RETURN_IF_ERROR(CheckInSpec(id));
     const absl::StatusOr<WeightsRecord> record = DecodeWeights(value, spec_.BlockBytes(id.level));
     if (!record.ok()) return Annotate(record.status(), fmt::format("payload of block {}", ToString(id)));
     digest.Add(id, record->version, record->crc32c);
+    if (!owned[SlotOf(id)]) {  // moved away since
+      head.foreign.push_back(id);
+      return absl::OkStatus();
+    }
     BlockTable::Loaded& block = head.blocks[id];
     block = {record->version, record->crc32c, record->payload.size()};
     if (keep) block.payload = CopyPayload(record->payload, buffers_.get());
@@ -165,6 +213,7 @@ absl::StatusOr<Shard::Head> Shard::LoadCut(const Cut& cut) const {
   uint64_t states = 0;
   const absl::Status state = stores.state->Scan(kBlockKeyPrefix, [&](std::string_view key, absl::Span<const uint8_t> value) {
     ASSIGN_OR_RETURN(const BlockId id, ParseBlockKey(key));
+    if (!owned[SlotOf(id)]) return absl::OkStatus();
     const absl::StatusOr<StateRecord> record = DecodeState(value);
     if (!record.ok()) return Annotate(record.status(), fmt::format("state of block {}", ToString(id)));
     const auto block = head.blocks.find(id);
@@ -199,6 +248,7 @@ void Shard::InstallHead(Head head, BlockTable::LiveStores stores) {
 
 void Shard::EndRun() {
   run_active_ = false;
+  head_generation_ = (uint64_t{std::random_device{}()} << 32) + std::random_device{}() + 1;
   next_step_.clear();
   DropPending();
 }
@@ -211,7 +261,10 @@ std::vector<CheckpointInfo> Shard::ListCheckpoints() const {
 
 absl::Status Shard::Publish(const std::string& checkpoint_id, const std::string& version) {
   absl::MutexLock cut_lock(&cut_mu_);
+  RETURN_IF_ERROR(AwaitCutsThawed());
   RETURN_IF_ERROR(CheckFreeSpace(0));
+  ASSIGN_OR_RETURN(const Cut cut, checkpoints_->Find(checkpoint_id));
+  RETURN_IF_ERROR(CheckHolds(cut, *ownership_.map()));
   return checkpoints_->Publish(checkpoint_id, version);
 }
 

@@ -80,6 +80,7 @@ absl::StatusOr<PurgeResult> Shard::Purge(TreePrefix prefix) {
   reader_.reset();  // they hold files open; whoever copies a checkpoint begins anew
   writer_.reset();
   absl::MutexLock cut_lock(&cut_mu_);
+  RETURN_IF_ERROR(AwaitCutsThawed());
   SetSnapshot(nullptr);  // before train_mu_: the step that holds it may be waiting for the room of images that nobody will write
   absl::MutexLock train(&train_mu_);
   SetSnapshot(nullptr);

@@ -11,6 +11,8 @@
 
 namespace membank {
 
+inline constexpr char kRunsFile[] = "/runs.json";  // in the data directory, {"<run id>": <highest epoch>}: fences outlive a crash
+
 // The pushes of a step that is not applied yet.
 struct Shard::PendingStep {
   explicit PendingStep(uint32_t world_size) : ranks(world_size), sums(world_size), arrived(world_size, false) {}
@@ -33,6 +35,7 @@ struct Shard::PendingStep {
 struct Shard::Snapshot {
   std::string id;
   CutMarks marks;
+  HeldSlots held;
   std::unique_ptr<BlockTable::Cut> blocks;
 };
 
@@ -40,6 +43,7 @@ struct Shard::Snapshot {
 struct Shard::Head {
   CutMarks marks;
   BlockTable::Contents blocks;
+  std::vector<BlockId> foreign;   // in the cut, but in slots of other servers by now
 };
 
 }  // namespace membank

@@ -79,6 +79,7 @@ absl::Status Shard::ApplyLogged(LoggedStep logged) {
 
 absl::Status Shard::Rewind(uint64_t step) {
   absl::MutexLock cut_lock(&cut_mu_);
+  RETURN_IF_ERROR(AwaitCutsThawed());
   absl::MutexLock train(&train_mu_);
   if (options_.durability != Durability::kStep)
     return FailedPrecondition("server \"{}\" has durability class checkpoint, it can only go back to checkpoints; --durability step keeps steps",
@@ -95,9 +96,9 @@ absl::Status Shard::Rewind(uint64_t step) {
   }
   Head head;
   if (cut.has_value()) {
-    ASSIGN_OR_RETURN(head, LoadCut(*cut));
+    ASSIGN_OR_RETURN(head, LoadCut(*cut, *ownership_.map()));
   }
-  ASSIGN_OR_RETURN(BlockTable::LiveStores stores, checkpoints_->OpenHead(cut));
+  ASSIGN_OR_RETURN(BlockTable::LiveStores stores, OpenHeadStores(cut, head.foreign));
   InstallHead(std::move(head), std::move(stores));
   RETURN_IF_ERROR(ReplayLog(cut, step));
   absl::MutexLock lock(&run_mu_);

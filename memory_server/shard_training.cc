@@ -4,6 +4,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "absl/time/clock.h"
 #include "common/bank/gradient_codec.h"
 #include "common/base/fail_point.h"
 #include "common/base/file.h"
@@ -20,7 +21,6 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr uint32_t kMaxWorldSize = 4096, kMaxStaleness = 1024, kMaxSums = 16;
-constexpr char kRunsFile[] = "/runs.json";  // {"<run id>": <highest epoch>}: fences outlive a crash
 
 absl::Status CheckSettings(const RunSettings& run, DType bank) {
   if (run.run_id.empty() || run.run_id.size() > 128)
@@ -87,6 +87,7 @@ absl::Status Shard::LoadRuns() {
 
 absl::Status Shard::CheckBegin(const RunSettings& settings) const {
   if (stopping_) return Unavailable("server \"{}\" is shutting down", options_.server_id);
+  if (IsSealed()) return Unavailable("slots of server \"{}\" are moving; begin run {} again", options_.server_id, settings.run_id);
   const auto known = run_epochs_.find(settings.run_id);
   if (known != run_epochs_.end() && settings.epoch <= known->second)
     return Aborted("run {} epoch {} is fenced: epoch {} was begun on server \"{}\"; begin a larger one", settings.run_id, settings.epoch,
@@ -103,6 +104,7 @@ absl::Status Shard::CheckBegin(const RunSettings& settings) const {
 
 absl::StatusOr<uint64_t> Shard::BeginRun(const RunSettings& settings) {
   RETURN_IF_ERROR(CheckSettings(settings, spec_.dtype));
+  RETURN_IF_ERROR(CheckNoReplica());
   {
     absl::MutexLock lock(&run_mu_);
     if (run_active_ && settings == run_) return head_step_;
@@ -169,21 +171,27 @@ absl::StatusOr<PushOutcome> Shard::JudgePush(const StepId& step, uint32_t rank) 
   if (step.step > head_step_ + 1 + run_.staleness)
     return OutOfRange("rank {} pushes step {} of run {}, expected at most step {}: the head is at step {} and the run's staleness is {}", rank,
                       step.step, run_.run_id, head_step_ + 1 + run_.staleness, head_step_, run_.staleness);
+  if (IsSealed() && step.step >= seal_->first_refused)
+    return Unavailable("slots of server \"{}\" are moving; push step {} again", options_.server_id, step.step);
   return PushOutcome::kAccepted;
 }
 
-absl::StatusOr<std::unique_ptr<GradientPush>> Shard::BeginPush(const StepId& step, uint32_t rank, std::vector<double> sums) {
+absl::StatusOr<std::unique_ptr<GradientPush>> Shard::BeginPush(const StepId& step, uint32_t rank, std::vector<double> sums, uint64_t slot_map_epoch) {
   RETURN_IF_ERROR(CheckSums(sums));
   RETURN_IF_ERROR(CheckFreeSpace(0));
   absl::MutexLock lock(&run_mu_);
-  ASSIGN_OR_RETURN(const PushOutcome outcome, JudgePush(step, rank));
-  return std::unique_ptr<GradientPush>(new GradientPush(this, step, rank, std::move(sums), outcome));
+  const absl::StatusOr<PushOutcome> outcome = JudgePush(step, rank);
+  if (!outcome.ok() || *outcome == PushOutcome::kAccepted) RETURN_IF_ERROR(ownership_.CheckEpoch(slot_map_epoch));  // what was taken stays taken
+  RETURN_IF_ERROR(outcome.status());
+  return std::unique_ptr<GradientPush>(new GradientPush(this, step, rank, std::move(sums), slot_map_epoch, *outcome));
 }
 
 absl::StatusOr<PushOutcome> Shard::FinishPush(GradientPush* push) {
   absl::MutexLock lock(&run_mu_);
   ASSIGN_OR_RETURN(const PushOutcome outcome, JudgePush(push->step_, push->rank_));  // again: the same push may have come on another stream
   if (outcome != PushOutcome::kAccepted) return outcome;
+  RETURN_IF_ERROR(ownership_.CheckEpoch(push->slot_map_epoch_));
+  for (const auto& [id, gradient] : push->gradients_) RETURN_IF_ERROR(ownership_.Check(id));
   std::unique_ptr<PendingStep>& pending = pending_[push->step_.step];
   if (pending == nullptr) pending = std::make_unique<PendingStep>(run_.world_size);
   pending->ranks[push->rank_] = std::move(push->gradients_);

@@ -49,9 +49,12 @@ absl::Status Shard::ReadCheckpoint(const std::string& id, const CutReader::Posit
   absl::MutexLock lock(&transfer_mu_);
   ASSIGN_OR_RETURN(const Cut cut, checkpoints_->Find(id));
   if (cut.committed == 0) return FailedPrecondition("checkpoint {} is not committed on server \"{}\"; commit it before copying it", id, options_.server_id);
-  if (reader_ == nullptr || reader_->cut().id != id || reader_->cut().marks != cut.marks) {
+  const SlotSet slots = ownership_.slots();
+  RETURN_IF_ERROR(CheckHolds(cut, *ownership_.map()));
+  if (reader_ == nullptr || reader_->cut().id != id || reader_->cut().marks != cut.marks || reader_->cut().held != cut.held ||
+      reader_->slots() != slots) {
     reader_.reset();
-    ASSIGN_OR_RETURN(reader_, CutReader::Open(*checkpoints_, cut, spec_));
+    ASSIGN_OR_RETURN(reader_, CutReader::Open(*checkpoints_, cut, slots, spec_));
   }
   ASSIGN_OR_RETURN(const CutReader::Piece piece, reader_->Read(position, max_bytes));
   visit(piece, cut.marks);
@@ -65,6 +68,7 @@ absl::Status Shard::WriteCheckpoint(const std::string& id, uint64_t offset, absl
   if (offset == 0) {
     if (checkpoints_->Find(id).ok()) return AlreadyExists("checkpoint {} exists on server \"{}\"; delete it or choose another id", id, options_.server_id);
     writer_.reset();
+    writer_slots_ = {ownership_.slots(), ownership_.epoch()};
     ASSIGN_OR_RETURN(HeadStores stores, checkpoints_->OpenScratch(id));
     writer_ = std::make_unique<CutWriter>(id, spec_, std::move(stores), [this](BlockId block) { return CheckBlock(block); });
   }
@@ -84,7 +88,10 @@ absl::Status Shard::FinishWriteCheckpoint(const std::string& id, const CutMarks&
   RETURN_IF_ERROR(writer_->Finish(marks));
   {
     absl::MutexLock cut_lock(&cut_mu_);
-    RETURN_IF_ERROR(checkpoints_->Prepare(id, marks, writer_->digest(), writer_->stores()));
+    RETURN_IF_ERROR(AwaitCutsThawed());
+    if (ownership_.slots() != writer_slots_.slots)
+      return Aborted("slots of server \"{}\" moved while checkpoint {} came in; begin again", options_.server_id, id);
+    RETURN_IF_ERROR(checkpoints_->Prepare(id, marks, writer_->digest(), writer_slots_, writer_->stores()));
   }
   writer_.reset();
   return checkpoints_->RemoveScratch(id);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_split.h"
 #include "common/base/file.h"
 #include "common/base/json.h"
 #include "common/base/status_macros.h"
@@ -25,12 +27,14 @@ absl::Status CheckServers(const std::vector<SlotServer>& servers) {
   return absl::OkStatus();
 }
 
-absl::Status CheckKeys(const Json& object, const std::vector<std::string>& known, std::string_view what) {
+absl::Status CheckKeys(const Json& object, const std::vector<std::string>& required, std::string_view what, const std::string& optional = "") {
+  std::vector<std::string> known = required;
+  if (!optional.empty()) known.push_back(optional);
   if (!object.is_object()) return InvalidArgument("slot map: {} is not a JSON object", what);
   for (const auto& [key, value] : object.items())
     if (std::find(known.begin(), known.end(), key) == known.end())
       return InvalidArgument("slot map: unknown key \"{}\" in {}, known keys: {}", key, what, fmt::join(known, ", "));
-  for (const std::string& key : known)
+  for (const std::string& key : required)
     if (!object.contains(key)) return InvalidArgument("slot map: key \"{}\" is missing in {}", key, what);
   return absl::OkStatus();
 }
@@ -39,10 +43,15 @@ absl::StatusOr<std::vector<SlotServer>> ParseServers(const Json& json) {
   if (!json.is_array()) return InvalidArgument("slot map: \"servers\" is not a list");
   std::vector<SlotServer> servers;
   for (const Json& server : json) {
-    RETURN_IF_ERROR(CheckKeys(server, {"address", "id"}, "a server"));
+    RETURN_IF_ERROR(CheckKeys(server, {"address", "id"}, "a server", "replicas"));
     if (!server["id"].is_string() || !server["address"].is_string())
       return InvalidArgument("slot map: server {} must have strings for id and address", server.dump());
     servers.push_back({server["id"].get<std::string>(), server["address"].get<std::string>()});
+    for (const Json& replica : server.value("replicas", Json::array())) {
+      if (!replica.is_string() || replica.get<std::string>().empty())
+        return InvalidArgument("slot map: the replicas of server {} must be a list of addresses", server.dump());
+      servers.back().replicas.push_back(replica.get<std::string>());
+    }
   }
   RETURN_IF_ERROR(CheckServers(servers));
   return servers;
@@ -66,6 +75,34 @@ absl::Status ParseRange(const Json& range, const std::vector<SlotServer>& server
 }
 
 }  // namespace
+
+std::string FormatSlots(const SlotSet& slots) {
+  std::string text;
+  for (uint32_t first = 0; first < kSlots; ++first) {
+    if (!slots[first]) continue;
+    uint32_t last = first;
+    while (last + 1 < kSlots && slots[last + 1]) ++last;
+    text += fmt::format("{}{}", text.empty() ? "" : ",", first);
+    if (last > first) text += fmt::format("-{}", last);
+    first = last;
+  }
+  return text.empty() ? "none" : text;
+}
+
+absl::StatusOr<SlotSet> ParseSlots(const std::string& text) {
+  SlotSet slots;
+  if (text == "none") return slots;
+  for (const std::string& range : std::vector<std::string>(absl::StrSplit(text, ','))) {
+    const std::vector<std::string> ends = absl::StrSplit(range, '-');
+    uint32_t first = 0, last = 0;
+    const bool numbers = ends.size() <= 2 && absl::SimpleAtoi(ends.front(), &first) && absl::SimpleAtoi(ends.back(), &last);
+    if (!numbers || first > last || last >= kSlots)
+      return InvalidArgument("slots \"{}\": \"{}\" is neither a slot nor an ascending range within 0-{}; expected a list as 0-511,600", text,
+                             range, kSlots - 1);
+    for (uint32_t slot = first; slot <= last; ++slot) slots.set(slot);
+  }
+  return slots;
+}
 
 absl::StatusOr<SlotMap> SlotMap::Striped(std::vector<SlotServer> servers, uint64_t epoch) {
   RETURN_IF_ERROR(CheckServers(servers));
@@ -104,7 +141,10 @@ absl::StatusOr<SlotMap> SlotMap::Load(const std::string& path) {
 
 std::string SlotMap::ToJson() const {
   Json servers = Json::array(), slots = Json::array();
-  for (const SlotServer& server : servers_) servers.push_back({{"address", server.address}, {"id", server.id}});
+  for (const SlotServer& server : servers_) {
+    servers.push_back({{"address", server.address}, {"id", server.id}});
+    if (!server.replicas.empty()) servers.back()["replicas"] = server.replicas;
+  }
   for (uint32_t first = 0; first < kSlots;) {
     uint32_t last = first;
     while (last + 1 < kSlots && owner_[last + 1] == owner_[first]) ++last;
@@ -112,6 +152,40 @@ std::string SlotMap::ToJson() const {
     first = last + 1;
   }
   return Json{{"epoch", epoch_}, {"servers", servers}, {"slots", slots}}.dump();
+}
+
+SlotSet SlotMap::SlotsOf(const std::string& id) const {
+  SlotSet slots;
+  for (uint32_t slot = 0; slot < kSlots; ++slot)
+    if (servers_[owner_[slot]].id == id) slots.set(slot);
+  return slots;
+}
+
+absl::StatusOr<SlotMap> SlotMap::WithReplicas(const std::string& id, std::vector<std::string> replicas) const {
+  SlotMap next = *this;
+  ++next.epoch_;
+  ASSIGN_OR_RETURN(const size_t server, ServerIndex(id));
+  next.servers_[server].replicas = std::move(replicas);
+  return next;
+}
+
+absl::StatusOr<SlotMap> SlotMap::Move(const SlotSet& slots, const SlotServer& to, absl::Span<const std::string> leave) const {
+  SlotMap next = *this;
+  ++next.epoch_;
+  if (!ServerIndex(to.id).ok()) next.servers_.push_back(to);
+  RETURN_IF_ERROR(CheckServers(next.servers_));
+  ASSIGN_OR_RETURN(const size_t target, next.ServerIndex(to.id));
+  if (next.servers_[target].address != to.address)
+    return InvalidArgument("slot map: server \"{}\" is at {} by epoch {}, not at {}", to.id, next.servers_[target].address, epoch_, to.address);
+  for (uint32_t slot = 0; slot < kSlots; ++slot)
+    if (slots[slot]) next.owner_[slot] = static_cast<uint16_t>(target);
+  for (size_t i = next.servers_.size(); i-- > 0;) {
+    const std::string& id = next.servers_[i].id;
+    if (std::find(leave.begin(), leave.end(), id) == leave.end() || next.SlotsOf(id).any()) continue;
+    next.servers_.erase(next.servers_.begin() + i);
+    for (uint16_t& owner : next.owner_) owner -= owner > i ? 1 : 0;
+  }
+  return next;
 }
 
 absl::StatusOr<size_t> SlotMap::ServerIndex(const std::string& id) const {

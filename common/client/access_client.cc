@@ -70,6 +70,11 @@ absl::StatusOr<PurgeSummary> AccessClient::Purge(const std::string& text) const 
   RETURN_IF_ERROR(InParallel(replies.size(), [&](size_t i) {
     return CallPeer(topology_->peers[i], deadline, true, &v1::MemoryService::Stub::PurgeBlocks, request, &replies[i]);
   }));
+  // A server that slots moved to meanwhile may have got their blocks before they were purged.
+  ASSIGN_OR_RETURN(const std::shared_ptr<const MemoryTopology> now, MemoryTopology::Load(options_));
+  if (now->slot_map.epoch() != topology_->slot_map.epoch())
+    return Aborted("the slot map changed from epoch {} to {} while {} was purged; purge it again", topology_->slot_map.epoch(),
+                   now->slot_map.epoch(), text);
   PurgeSummary summary;
   for (const v1::PurgeBlocksReply& reply : replies) {
     summary.blocks += reply.blocks();

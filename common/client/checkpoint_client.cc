@@ -31,6 +31,7 @@ class RpcCheckpointClient final : public CheckpointClient {
     request.set_id(id);
     ToProto(block, request.mutable_block());
     request.set_offset(offset);
+    if (!options_.slot_map_path.empty()) request.set_slot_map_epoch(topology_->slot_map.epoch());
     v1::ReadCheckpointReply reply;
     RETURN_IF_ERROR(Call(server, &v1::MemoryService::Stub::ReadCheckpoint, request, &reply));
     *history = {reply.marks().step(), reply.marks().run_id(), reply.marks().run_epoch()};

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <functional>
-#include <thread>
 
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
@@ -15,6 +14,7 @@
 #include "common/client/retry.h"
 #include "common/client/topology.h"
 #include "common/rpc/status.h"
+#include "common/rpc/training_wire.h"
 #include "common/rpc/wire.h"
 #include "grpcpp/client_context.h"
 
@@ -23,6 +23,10 @@ namespace {
 
 // Requests below this stay on one stream: another one costs more than it brings.
 constexpr uint64_t kSplitBytes = 1 << 20;
+constexpr absl::Duration kLeastPatience = absl::Seconds(1);      // with a server that has replicas
+constexpr double kSlowestBytesPerSecond = 50e6;                  // and more for what it has to send
+constexpr absl::Duration kAskReplicasFirst = absl::Seconds(10);  // after it did not answer
+constexpr absl::Duration kConnectSlice = absl::Milliseconds(500);  // between two looks at the slot map while a server is away
 
 using Topology = std::shared_ptr<const MemoryTopology>;
 
@@ -30,16 +34,6 @@ void ToProto(const StepId& step, v1::StepId* out) {
   out->set_run_id(step.run_id);
   out->set_epoch(step.epoch);
   out->set_step(step.step);
-}
-
-v1::OptimizerKind ToProto(OptimizerKind kind) {
-  if (kind == OptimizerKind::kSgd) return v1::OPTIMIZER_KIND_SGD;
-  return kind == OptimizerKind::kRowWiseAdamW ? v1::OPTIMIZER_KIND_ROW_WISE_ADAMW : v1::OPTIMIZER_KIND_ADAMW;
-}
-
-v1::DecayPolicy ToProto(DecayPolicy policy) {
-  if (policy == DecayPolicy::kMissed) return v1::DECAY_POLICY_MISSED;
-  return policy == DecayPolicy::kNone ? v1::DECAY_POLICY_NONE : v1::DECAY_POLICY_TOUCHED;
 }
 
 class RpcMemoryClient final : public MemoryClient {
@@ -81,14 +75,30 @@ class RpcMemoryClient final : public MemoryClient {
  private:
   Topology CurrentTopology() const ABSL_LOCKS_EXCLUDED(mu_);
   bool ReloadTopology(const Topology& used) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status WithTopology(absl::Time deadline, const std::function<absl::Status(const Topology&)>& call) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Retry(const Topology& topology, const MemoryPeer& peer, size_t channel, absl::Time deadline,
+                     absl::FunctionRef<absl::Status(bool wait)> call) ABSL_LOCKS_EXCLUDED(mu_);
+  template <typename Request, typename Reply>
+  absl::Status CallPeer(const Topology& topology, size_t peer, absl::Time deadline, bool retry,
+                        grpc::Status (v1::MemoryService::Stub::*method)(grpc::ClientContext*, const Request&, Reply*), const Request& request,
+                        Reply* reply) {
+    const MemoryPeer& to = topology->peers[peer];
+    if (!retry) return CallOnce(to, deadline, false, method, request, reply);
+    return Retry(topology, to, 0, deadline, [&](bool wait) { return CallOnce(to, deadline, wait, method, request, reply); });
+  }
+  uint64_t EpochOf(const Topology& topology) const { return options_.slot_map_path.empty() ? 0 : topology->slot_map.epoch(); }
   absl::Time Deadline() const { return absl::Now() + absl::FromChrono(options_.call_timeout); }
 
-  absl::StatusOr<std::vector<v1::Manifest>> Manifests(const Topology& topology, absl::Time deadline) const;
+  absl::StatusOr<std::vector<v1::Manifest>> Manifests(const Topology& topology, absl::Time deadline);
   absl::Status CheckManifests(const Topology& topology, const std::vector<v1::Manifest>& manifests) const;
   absl::Status CheckBlock(BlockId id, size_t bytes, uint64_t expected) const;
+  absl::Status PushOnce(const Topology& topology, const StepId& step, uint32_t rank, absl::Span<const BlockGradient> gradients,
+                        absl::Span<const double> sums, absl::Time deadline);
   absl::Status FetchOnce(const Topology& topology, std::vector<FetchTask>& tasks, const v1::FetchBlocksRequest& common, absl::Time deadline);
-  absl::Status FetchPart(const MemoryPeer& peer, size_t channel, const std::vector<FetchTask*>& tasks,
+  absl::Status FetchPart(const Topology& topology, const MemoryPeer& peer, size_t channel, const std::vector<FetchTask*>& tasks,
                          const v1::FetchBlocksRequest& common, absl::Time deadline);
+  absl::Status FetchReplicated(const MemoryPeer& peer, size_t channel, const std::vector<FetchTask*>& tasks,
+                               const v1::FetchBlocksRequest& common, absl::Time deadline);
   absl::StatusOr<std::vector<v1::CheckpointReply>> Checkpoint(v1::CheckpointAction action, const std::string& id, uint64_t step, uint32_t keep = 0);
 
   const MemoryClientOptions options_;
@@ -110,7 +120,7 @@ Topology RpcMemoryClient::CurrentTopology() const {
 // True when there is a newer topology than `used`.
 bool RpcMemoryClient::ReloadTopology(const Topology& used) {
   if (options_.slot_map_path.empty()) return false;
-  auto loaded = MemoryTopology::Load(options_);
+  auto loaded = MemoryTopology::Load(options_, used);
   if (!loaded.ok()) {
     LOG_WARN("the slot map stays at epoch {}: {}", used->slot_map.epoch(), loaded.status().ToString());
     return false;
@@ -120,10 +130,44 @@ bool RpcMemoryClient::ReloadTopology(const Topology& used) {
   return topology_->slot_map.epoch() > used->slot_map.epoch();
 }
 
-absl::StatusOr<std::vector<v1::Manifest>> RpcMemoryClient::Manifests(const Topology& topology, absl::Time deadline) const {
+// Runs `call`, and again with a newer topology as long as a server follows another slot map: slots are changing hands, and the map, the
+// servers and this client learn of it one after the other.
+absl::Status RpcMemoryClient::WithTopology(absl::Time deadline, const std::function<absl::Status(const Topology&)>& call) {
+  absl::Duration pause = absl::Milliseconds(10);
+  while (true) {
+    const Topology topology = CurrentTopology();
+    const absl::Status status = call(topology);
+    if (!WrongSlotEpoch(status) || options_.slot_map_path.empty()) return status;
+    if (ReloadTopology(topology)) continue;
+    if (absl::Now() + pause >= deadline) return status;
+    absl::SleepFor(pause);
+    pause = std::min(pause * 2, absl::Milliseconds(200));
+  }
+}
+
+// The server is away and the slot map changed: go by the newer one.
+absl::Status Moved(const Topology& topology, const MemoryPeer& peer) {
+  absl::Status moved = FailedPrecondition("{} is away and the slot map changed", peer.name);
+  AddWrongSlot(peer.id, topology->slot_map.epoch(), BlockId{}, &moved);
+  return moved;
+}
+
+// While the server is away; a newer slot map ends it, too, with a wrong slot: the server may have left.
+absl::Status RpcMemoryClient::Retry(const Topology& topology, const MemoryPeer& peer, size_t channel, absl::Time deadline,
+                                    absl::FunctionRef<absl::Status(bool wait)> call) {
+  return RetryWhileUnavailable(deadline, [&](bool wait) {
+    if (!wait) return call(false);
+    if (ReloadTopology(topology)) return Moved(topology, peer);
+    const absl::Time connected = std::min(deadline, absl::Now() + kConnectSlice);
+    if (!peer.channels[channel]->WaitForConnected(absl::ToChronoTime(connected))) return Unavailable("{} cannot be reached", peer.name);
+    return call(true);
+  });
+}
+
+absl::StatusOr<std::vector<v1::Manifest>> RpcMemoryClient::Manifests(const Topology& topology, absl::Time deadline) {
   std::vector<v1::Manifest> manifests(topology->peers.size());
   RETURN_IF_ERROR(InParallel(manifests.size(), [&](size_t i) {
-    return CallPeer(topology->peers[i], deadline, true, &v1::MemoryService::Stub::GetManifest, v1::GetManifestRequest(), &manifests[i]);
+    return CallPeer(topology, i, deadline, true, &v1::MemoryService::Stub::GetManifest, v1::GetManifestRequest(), &manifests[i]);
   }));
   return manifests;
 }
@@ -148,17 +192,24 @@ absl::Status RpcMemoryClient::CheckManifests(const Topology& topology, const std
       return FailedPrecondition("{} calls itself '{}'; the slot map's addresses are mixed up", peer.name, manifest.server_id());
     }
     if (manifest.slot_map_epoch() != topology->slot_map.epoch()) {
-      return FailedPrecondition("{} follows slot map epoch {}, this client epoch {}; give both the same slot map", peer.name,
-                                manifest.slot_map_epoch(), topology->slot_map.epoch());
+      absl::Status status = FailedPrecondition("{} follows slot map epoch {}, this client epoch {}; give both the same slot map", peer.name,
+                                               manifest.slot_map_epoch(), topology->slot_map.epoch());
+      AddWrongSlot(manifest.server_id(), manifest.slot_map_epoch(), BlockId{}, &status);
+      return status;
     }
   }
   return absl::OkStatus();
 }
 
 absl::Status RpcMemoryClient::Meet() {
-  const Topology topology = CurrentTopology();
-  ASSIGN_OR_RETURN(std::vector<v1::Manifest> manifests, Manifests(topology, absl::Now() + absl::FromChrono(options_.connect_timeout)));
-  RETURN_IF_ERROR(CheckManifests(topology, manifests));
+  const absl::Time deadline = absl::Now() + absl::FromChrono(options_.connect_timeout);
+  Topology topology;
+  std::vector<v1::Manifest> manifests;
+  RETURN_IF_ERROR(WithTopology(deadline, [&](const Topology& used) -> absl::Status {
+    topology = used;
+    ASSIGN_OR_RETURN(manifests, Manifests(used, deadline));
+    return CheckManifests(used, manifests);
+  }));
   ASSIGN_OR_RETURN(spec_, FromProto(manifests[0].spec()));
   spec_hash_ = spec_.Hash();
   if (spec_hash_ != manifests[0].spec_hash()) {
@@ -169,9 +220,14 @@ absl::Status RpcMemoryClient::Meet() {
 }
 
 absl::StatusOr<BankStatus> RpcMemoryClient::GetStatus() {
-  const Topology topology = CurrentTopology();
-  ASSIGN_OR_RETURN(std::vector<v1::Manifest> manifests, Manifests(topology, Deadline()));
-  RETURN_IF_ERROR(CheckManifests(topology, manifests));
+  const absl::Time deadline = Deadline();
+  Topology topology;
+  std::vector<v1::Manifest> manifests;
+  RETURN_IF_ERROR(WithTopology(deadline, [&](const Topology& used) -> absl::Status {
+    topology = used;
+    ASSIGN_OR_RETURN(manifests, Manifests(used, deadline));
+    return CheckManifests(used, manifests);
+  }));
   BankStatus status;
   status.spec = spec_;
   status.slot_map_epoch = topology->slot_map.epoch();
@@ -220,13 +276,7 @@ absl::Status RpcMemoryClient::Fetch(absl::Span<BlockFetch> blocks, const FetchOp
   common.set_min_step(options.min_step);
   common.set_spec_hash(spec_hash_);
   const absl::Time deadline = absl::Now() + absl::FromChrono(options.timeout);
-  Topology topology = CurrentTopology();
-  absl::Status status = FetchOnce(topology, tasks, common, deadline);
-  while (WrongSlotEpoch(status) && ReloadTopology(topology)) {
-    topology = CurrentTopology();
-    status = FetchOnce(topology, tasks, common, deadline);
-  }
-  return status;
+  return WithTopology(deadline, [&](const Topology& topology) { return FetchOnce(topology, tasks, common, deadline); });
 }
 
 // Every server in parallel, each over its channels, blocks spread by size.
@@ -255,23 +305,30 @@ absl::Status RpcMemoryClient::FetchOnce(const Topology& topology, std::vector<Fe
   }
   std::erase_if(parts, [](const Part& part) { return part.tasks.empty(); });
   return InParallel(parts.size(), [&](size_t i) {
-    return FetchPart(topology->peers[parts[i].peer], parts[i].channel, parts[i].tasks, common, deadline);
+    return FetchPart(topology, topology->peers[parts[i].peer], parts[i].channel, parts[i].tasks, common, deadline);
   });
 }
 
-absl::Status RpcMemoryClient::FetchPart(const MemoryPeer& peer, size_t channel, const std::vector<FetchTask*>& tasks,
+absl::Status RpcMemoryClient::FetchPart(const Topology& topology, const MemoryPeer& peer, size_t channel, const std::vector<FetchTask*>& tasks,
                                         const v1::FetchBlocksRequest& common, absl::Time deadline) {
-  const auto run = [&](bool wait) { return RunFetchStream(*peer.channels[channel], common, tasks, deadline, wait); };
+  const bool replicated = !peer.replicas.empty() && !common.bank_version().empty();
+  const auto fetch = [&] {
+    if (!replicated)
+      return Retry(topology, peer, channel, deadline, [&](bool wait) { return RunFetchStream(*peer.channels[channel], common, tasks, deadline, wait); });
+    return RetryWhileUnavailable(deadline, [&](bool wait) {
+      return wait && ReloadTopology(topology) ? Moved(topology, peer) : FetchReplicated(peer, channel, tasks, common, deadline);
+    });
+  };
   const auto corrupt = [&]() -> const FetchTask* {
     for (const FetchTask* task : tasks) {
       if (!task->done && task->corrupt) return task;
     }
     return nullptr;
   };
-  absl::Status status = RetryWhileUnavailable(deadline, run);
+  absl::Status status = fetch();
   if (status.ok() && corrupt()) {
     LOG_WARN("{}: block {} arrived with a wrong checksum; fetching it once more", peer.name, ToString(corrupt()->block->id));
-    status = RetryWhileUnavailable(deadline, run);
+    status = fetch();
   }
   if (!status.ok()) return Annotate(status, peer.name);
   if (const FetchTask* task = corrupt()) {
@@ -297,41 +354,64 @@ absl::Status RpcMemoryClient::Prefetch(absl::Span<const BlockId> ids) {
   return InParallel(requests.size(), [&](size_t i) -> absl::Status {
     if (requests[i].blocks_size() == 0) return absl::OkStatus();
     v1::PrefetchReply reply;
-    return CallPeer(topology->peers[i], deadline, false, &v1::MemoryService::Stub::Prefetch, requests[i], &reply);
+    return CallPeer(topology, i, deadline, false, &v1::MemoryService::Stub::Prefetch, requests[i], &reply);
   });
+}
+
+// From the owner, or, when it is away or does not answer in time, from whoever has a replica of the version.
+absl::Status RpcMemoryClient::FetchReplicated(const MemoryPeer& peer, size_t channel, const std::vector<FetchTask*>& tasks,
+                                              const v1::FetchBlocksRequest& common, absl::Time deadline) {
+  std::string failures;
+  const auto replicas_have_it = [&] {
+    for (const MemoryReplica& replica : peer.replicas) {
+      const absl::Status status = RunFetchStream(*replica.channel, common, tasks, deadline, /*wait=*/false);
+      if (status.ok()) return true;
+      failures += fmt::format("; {}: {}", replica.name, std::string(status.message()));
+    }
+    return false;
+  };
+  const bool was_away = peer.away_until->load() > absl::ToUnixMillis(absl::Now());
+  if (was_away && replicas_have_it()) return absl::OkStatus();
+  uint64_t bytes = 0;
+  for (const FetchTask* task : tasks) bytes += task->block->destination.size();
+  const absl::Time patience = std::min(deadline, absl::Now() + kLeastPatience + absl::Seconds(static_cast<double>(bytes) / kSlowestBytesPerSecond));
+  const absl::Status owner = RunFetchStream(*peer.channels[channel], common, tasks, patience, /*wait=*/false);
+  const bool silent = absl::IsUnavailable(owner) || absl::IsDeadlineExceeded(owner);
+  peer.away_until->store(silent ? absl::ToUnixMillis(absl::Now() + kAskReplicasFirst) : 0);
+  if (!silent) return owner;
+  if (!was_away && replicas_have_it()) return absl::OkStatus();
+  return Unavailable("{}{}", std::string(owner.message()), failures);
 }
 
 // --- Training -----------------------------------------------------------------------------------------------------------------
 
 absl::Status RpcMemoryClient::BeginRun(const RunSettings& settings) {
   v1::BeginRunRequest request;
-  request.set_run_id(settings.run_id);
-  request.set_epoch(settings.epoch);
-  request.set_world_size(settings.world_size);
-  request.set_staleness(settings.staleness);
-  request.set_first_step(settings.first_step);
-  request.set_optimizer(ToProto(settings.optimizer));
-  request.set_beta1(settings.beta1);
-  request.set_beta2(settings.beta2);
-  request.set_epsilon(settings.epsilon);
-  request.set_decay(ToProto(settings.decay));
-  request.set_stochastic_rounding(settings.stochastic_rounding);
-  const Topology topology = CurrentTopology();
+  ToProto(settings, &request);
   const absl::Time deadline = Deadline();
-  return InParallel(topology->peers.size(), [&](size_t i) {
-    v1::BeginRunReply reply;
-    return CallPeer(topology->peers[i], deadline, true, &v1::MemoryService::Stub::BeginRun, request, &reply);
+  return WithTopology(deadline, [&](const Topology& topology) {
+    request.set_slot_map_epoch(EpochOf(topology));
+    return InParallel(topology->peers.size(), [&](size_t i) {
+      v1::BeginRunReply reply;
+      return CallPeer(topology, i, deadline, true, &v1::MemoryService::Stub::BeginRun, request, &reply);
+    });
   });
 }
 
 absl::Status RpcMemoryClient::Push(const StepId& step, uint32_t rank, absl::Span<const BlockGradient> gradients, absl::Span<const double> sums) {
-  const Topology topology = CurrentTopology();
-  std::vector<std::vector<const BlockGradient*>> parts(topology->peers.size());
   for (const BlockGradient& gradient : gradients) {
     const uint64_t expected = spec_.Contains(gradient.id) ? GradientBytes(gradient.dtype, ShapeOf(spec_, gradient.id.level)) : 0;
     RETURN_IF_ERROR(CheckBlock(gradient.id, gradient.bytes.size(), expected));
-    parts[topology->slot_map.OwnerOf(gradient.id)].push_back(&gradient);
   }
+  // A server that took its part by an older map than the others acknowledges it as a duplicate: nobody takes a block twice or by two maps.
+  const absl::Time deadline = Deadline();
+  return WithTopology(deadline, [&](const Topology& topology) { return PushOnce(topology, step, rank, gradients, sums, deadline); });
+}
+
+absl::Status RpcMemoryClient::PushOnce(const Topology& topology, const StepId& step, uint32_t rank, absl::Span<const BlockGradient> gradients,
+                                       absl::Span<const double> sums, absl::Time deadline) {
+  std::vector<std::vector<const BlockGradient*>> parts(topology->peers.size());
+  for (const BlockGradient& gradient : gradients) parts[topology->slot_map.OwnerOf(gradient.id)].push_back(&gradient);
   v1::PushHeader header;
   header.set_run_id(step.run_id);
   header.set_epoch(step.epoch);
@@ -339,7 +419,7 @@ absl::Status RpcMemoryClient::Push(const StepId& step, uint32_t rank, absl::Span
   header.set_rank(rank);
   header.mutable_sums()->Assign(sums.begin(), sums.end());
   header.set_spec_hash(spec_hash_);
-  const absl::Time deadline = Deadline();
+  header.set_slot_map_epoch(EpochOf(topology));
   return InParallel(parts.size(), [&](size_t i) -> absl::Status {
     const MemoryPeer& peer = topology->peers[i];
     v1::PushAck ack;
@@ -347,10 +427,10 @@ absl::Status RpcMemoryClient::Push(const StepId& step, uint32_t rank, absl::Span
       ASSIGN_OR_RETURN(ack, RunPushStream(*peer.channels[0], header, parts[i], deadline, wait));
       return absl::OkStatus();
     };
-    absl::Status status = RetryWhileUnavailable(deadline, push);
+    absl::Status status = Retry(topology, peer, 0, deadline, push);
     if (status.code() == absl::StatusCode::kDataLoss) {  // damaged on the way: nothing of it counted, so it may be sent once more
       LOG_WARN("{}: {}; pushing once more", peer.name, status.ToString());
-      status = RetryWhileUnavailable(deadline, push);
+      status = Retry(topology, peer, 0, deadline, push);
     }
     if (!status.ok()) return Annotate(status, peer.name);
     if (ack.result() == v1::PUSH_RESULT_STALE) {
@@ -363,13 +443,16 @@ absl::Status RpcMemoryClient::Push(const StepId& step, uint32_t rank, absl::Span
 }
 
 absl::StatusOr<double> RpcMemoryClient::PrepareStep(const StepId& step, std::chrono::milliseconds timeout) {
-  const Topology topology = CurrentTopology();
   const absl::Time deadline = absl::Now() + absl::FromChrono(timeout);
   v1::PrepareStepRequest request;
   ToProto(step, request.mutable_step());
-  std::vector<v1::PrepareStepReply> replies(topology->peers.size());
-  RETURN_IF_ERROR(InParallel(replies.size(), [&](size_t i) {
-    return CallPeer(topology->peers[i], deadline, true, &v1::MemoryService::Stub::PrepareStep, request, &replies[i]);
+  std::vector<v1::PrepareStepReply> replies;
+  RETURN_IF_ERROR(WithTopology(deadline, [&](const Topology& topology) {
+    request.mutable_step()->set_slot_map_epoch(EpochOf(topology));
+    replies.assign(topology->peers.size(), {});
+    return InParallel(replies.size(), [&](size_t i) {
+      return CallPeer(topology, i, deadline, true, &v1::MemoryService::Stub::PrepareStep, request, &replies[i]);
+    });
   }));
   double sum = 0;  // in the slot map's order: the same bits on every rank
   for (const v1::PrepareStepReply& reply : replies) sum += reply.sum_of_squares();
@@ -377,27 +460,32 @@ absl::StatusOr<double> RpcMemoryClient::PrepareStep(const StepId& step, std::chr
 }
 
 absl::Status RpcMemoryClient::ApplyStep(const StepId& step, const ApplyParameters& parameters) {
-  const Topology topology = CurrentTopology();
   const absl::Time deadline = Deadline();
   v1::ApplyStepRequest request;
   ToProto(step, request.mutable_step());
   request.set_scale(parameters.scale);
   request.set_learning_rate(parameters.learning_rate);
   request.set_weight_decay(parameters.weight_decay);
-  return InParallel(topology->peers.size(), [&](size_t i) {
-    v1::ApplyStepReply reply;
-    return CallPeer(topology->peers[i], deadline, true, &v1::MemoryService::Stub::ApplyStep, request, &reply);
+  return WithTopology(deadline, [&](const Topology& topology) {
+    request.mutable_step()->set_slot_map_epoch(EpochOf(topology));
+    return InParallel(topology->peers.size(), [&](size_t i) {
+      v1::ApplyStepReply reply;
+      return CallPeer(topology, i, deadline, true, &v1::MemoryService::Stub::ApplyStep, request, &reply);
+    });
   });
 }
 
 absl::StatusOr<std::vector<double>> RpcMemoryClient::AwaitStep(const StepId& step, std::chrono::milliseconds timeout) {
-  const Topology topology = CurrentTopology();
   const absl::Time deadline = absl::Now() + absl::FromChrono(timeout);
   v1::AwaitStepRequest request;
   ToProto(step, request.mutable_step());
-  std::vector<v1::AwaitStepReply> replies(topology->peers.size());
-  RETURN_IF_ERROR(InParallel(replies.size(), [&](size_t i) {
-    return CallPeer(topology->peers[i], deadline, true, &v1::MemoryService::Stub::AwaitStep, request, &replies[i]);
+  std::vector<v1::AwaitStepReply> replies;
+  RETURN_IF_ERROR(WithTopology(deadline, [&](const Topology& topology) {
+    request.mutable_step()->set_slot_map_epoch(EpochOf(topology));
+    replies.assign(topology->peers.size(), {});
+    return InParallel(replies.size(), [&](size_t i) {
+      return CallPeer(topology, i, deadline, true, &v1::MemoryService::Stub::AwaitStep, request, &replies[i]);
+    });
   }));
   return std::vector<double>(replies[0].sums().begin(), replies[0].sums().end());
 }
@@ -411,7 +499,7 @@ absl::StatusOr<JoinedRun> RpcMemoryClient::JoinRun(const RunMember& member, std:
   request.set_epoch(member.epoch);
   request.set_description(member.description);
   v1::JoinRunReply reply;
-  RETURN_IF_ERROR(CallPeer(CurrentTopology()->peers[0], absl::Now() + absl::FromChrono(timeout), true, &v1::MemoryService::Stub::JoinRun,
+  RETURN_IF_ERROR(CallPeer(CurrentTopology(), 0, absl::Now() + absl::FromChrono(timeout), true, &v1::MemoryService::Stub::JoinRun,
                            request, &reply));
   return JoinedRun{reply.run_id(), reply.epoch(), reply.description()};
 }
@@ -420,17 +508,20 @@ absl::StatusOr<JoinedRun> RpcMemoryClient::JoinRun(const RunMember& member, std:
 
 absl::StatusOr<std::vector<v1::CheckpointReply>> RpcMemoryClient::Checkpoint(v1::CheckpointAction action, const std::string& id,
                                                                              uint64_t step, uint32_t keep) {
-  const Topology topology = CurrentTopology();
   const absl::Time deadline = Deadline();
   v1::CheckpointRequest request;
   request.set_action(action);
   request.set_id(id);
   request.set_step(step);
   request.set_keep(keep);
-  std::vector<v1::CheckpointReply> replies(topology->peers.size());
-  RETURN_IF_ERROR(InParallel(replies.size(), [&](size_t i) {
-    return CallPeer(topology->peers[i], deadline, action != v1::CHECKPOINT_ACTION_DELETE, &v1::MemoryService::Stub::Checkpoint, request,
-                    &replies[i]);
+  std::vector<v1::CheckpointReply> replies;
+  RETURN_IF_ERROR(WithTopology(deadline, [&](const Topology& topology) {
+    request.set_slot_map_epoch(EpochOf(topology));
+    replies.assign(topology->peers.size(), {});
+    return InParallel(replies.size(), [&](size_t i) {
+      return CallPeer(topology, i, deadline, action != v1::CHECKPOINT_ACTION_DELETE, &v1::MemoryService::Stub::Checkpoint, request,
+                      &replies[i]);
+    });
   }));
   return replies;
 }
@@ -454,14 +545,16 @@ absl::StatusOr<std::vector<CheckpointInfo>> RpcMemoryClient::ListCheckpoints() {
 }
 
 absl::Status RpcMemoryClient::Publish(const std::string& checkpoint_id, const std::string& version) {
-  const Topology topology = CurrentTopology();
   const absl::Time deadline = Deadline();
   v1::PublishRequest request;
   request.set_checkpoint_id(checkpoint_id);
   request.set_version(version);
-  return InParallel(topology->peers.size(), [&](size_t i) {
-    v1::PublishReply reply;
-    return CallPeer(topology->peers[i], deadline, true, &v1::MemoryService::Stub::Publish, request, &reply);
+  return WithTopology(deadline, [&](const Topology& topology) {
+    request.set_slot_map_epoch(EpochOf(topology));
+    return InParallel(topology->peers.size(), [&](size_t i) {
+      v1::PublishReply reply;
+      return CallPeer(topology, i, deadline, true, &v1::MemoryService::Stub::Publish, request, &reply);
+    });
   });
 }
 

@@ -2,7 +2,7 @@
 // that Torch code may include it. All calls block until done or timed out; any thread. Errors name server, block and value.
 // When a server is away (UNAVAILABLE) a call is retried with jittered back-off inside its deadline: Fetch changes nothing, and pushes,
 // steps, runs and checkpoints are deduplicated on the server. Only DeleteCheckpoint is not retried. A block whose checksum does not
-// hold is fetched once more, then DATA_LOSS names it. After a wrong slot the slot map file is read again, and used when it is newer.
+// hold is fetched once more, then DATA_LOSS names it. While slots change hands the slot map is read again, and the call goes on by the newer one.
 #pragma once
 
 #include <chrono>

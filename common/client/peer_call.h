@@ -14,17 +14,23 @@
 
 namespace membank {
 
-// One call; UNAVAILABLE is retried until the deadline when `retry`. Errors name the server.
+// One call. `wait`: for the connection. Errors name the server.
+template <typename Request, typename Reply>
+absl::Status CallOnce(const MemoryPeer& peer, absl::Time deadline, bool wait,
+                      grpc::Status (v1::MemoryService::Stub::*method)(grpc::ClientContext*, const Request&, Reply*), const Request& request,
+                      Reply* reply) {
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(deadline));
+  context.set_wait_for_ready(wait);
+  return FromGrpc((peer.stub.get()->*method)(&context, request, reply), peer.name);
+}
+
+// As above; UNAVAILABLE is retried until the deadline when `retry`.
 template <typename Request, typename Reply>
 absl::Status CallPeer(const MemoryPeer& peer, absl::Time deadline, bool retry,
                       grpc::Status (v1::MemoryService::Stub::*method)(grpc::ClientContext*, const Request&, Reply*), const Request& request,
                       Reply* reply) {
-  const auto call = [&](bool wait) {
-    grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(deadline));
-    context.set_wait_for_ready(wait);
-    return FromGrpc((peer.stub.get()->*method)(&context, request, reply), peer.name);
-  };
+  const auto call = [&](bool wait) { return CallOnce(peer, deadline, wait, method, request, reply); };
   return retry ? RetryWhileUnavailable(deadline, call) : call(false);
 }
 

@@ -18,10 +18,18 @@ absl::StatusOr<SlotMap> LoadSlotMap(const MemoryClientOptions& options) {
   return SlotMap::Striped(std::move(servers));
 }
 
+std::vector<std::shared_ptr<grpc::Channel>> ChannelsTo(const std::string& address, const MemoryTopology& topology) {
+  for (size_t i = 0; i < topology.peers.size(); ++i)
+    if (topology.slot_map.servers()[i].address == address) return topology.peers[i].channels;
+  return {};
+}
+
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<const MemoryTopology>> MemoryTopology::Load(const MemoryClientOptions& options) {
+absl::StatusOr<std::shared_ptr<const MemoryTopology>> MemoryTopology::Load(const MemoryClientOptions& options,
+                                                                           const std::shared_ptr<const MemoryTopology>& previous) {
   ASSIGN_OR_RETURN(SlotMap slot_map, LoadSlotMap(options));
+  if (previous != nullptr && slot_map.epoch() <= previous->slot_map.epoch()) return previous;
   auto topology = std::make_shared<MemoryTopology>();
   ChannelOptions channel_options;
   channel_options.channels = options.channels_per_server;
@@ -31,7 +39,16 @@ absl::StatusOr<std::shared_ptr<const MemoryTopology>> MemoryTopology::Load(const
     const bool named = !options.slot_map_path.empty();
     peer.id = named ? server.id : "";
     peer.name = named ? fmt::format("memory server {} at {}", server.id, server.address) : fmt::format("memory server {}", server.address);
-    ASSIGN_OR_RETURN(peer.channels, MakeChannels(server.address, channel_options));
+    if (previous != nullptr) peer.channels = ChannelsTo(server.address, *previous);
+    if (peer.channels.empty()) {
+      ASSIGN_OR_RETURN(peer.channels, MakeChannels(server.address, channel_options));
+    }
+    channel_options.channels = 1;
+    for (const std::string& replica : server.replicas) {
+      ASSIGN_OR_RETURN(const auto channels, MakeChannels(replica, channel_options));
+      peer.replicas.push_back({fmt::format("replica {} of {}", replica, server.id), channels[0]});
+    }
+    channel_options.channels = options.channels_per_server;
     peer.stub = v1::MemoryService::NewStub(peer.channels[0]);
     topology->peers.push_back(std::move(peer));
   }

@@ -50,7 +50,7 @@ class ScrubTest : public testing::Test {
       ASSERT_TRUE((*head)->state->Apply({BlockStore::Write{BlockKey({1, cluster}), {AsBytes(state), payload}}}).ok());
       payloads_.push_back(std::move(payload));
     }
-    ASSERT_TRUE(store_->Prepare("c", {}, {}, **head).ok());
+    ASSERT_TRUE(store_->Prepare("c", {}, {}, {}, **head).ok());
     ASSERT_TRUE(store_->Commit("c").ok());
   }
   void TearDown() override {

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -20,6 +21,21 @@ extern char** environ;
 
 namespace membank::testing_support {
 
+// Starts a program of this build; 0 when it cannot be started. Its stdout goes to `output`, unless that is negative.
+inline pid_t Spawn(const std::string& program, std::vector<std::string> words, int output = -1) {
+  words.insert(words.begin(), std::string(getenv("MEMBANK_BIN_DIR")) + "/" + program);
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  if (output >= 0) posix_spawn_file_actions_adddup2(&actions, output, STDOUT_FILENO);
+  pid_t pid = 0;
+  const int error = posix_spawn(&pid, argv[0], &actions, nullptr, argv.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  return error == 0 ? pid : 0;
+}
+
 // One memory server process of a bank whose files lie in `root`: spec.json, server-slots.json, <id>/ (data). Killed with the object.
 class ServerProcess {
  public:
@@ -31,15 +47,12 @@ class ServerProcess {
   absl::Status Start() {
     const std::string ready = root_ + "/" + id_ + ".ready";
     std::filesystem::remove(ready);
-    std::vector<std::string> words = {std::string(getenv("MEMBANK_BIN_DIR")) + "/membank-memory-server", "--server-id", id_, "--listen", address_,
-                                      "--admin-listen", "", "--data-dir", root_ + "/" + id_, "--bank-spec", root_ + "/spec.json", "--slot-map",
-                                      root_ + "/server-slots.json", "--ready-file", ready, "--log-level", "warn",
-                                      "--free-space-watermark-bytes", "0"};
+    std::vector<std::string> words = {"--server-id", id_, "--listen", address_, "--admin-listen", "", "--data-dir", root_ + "/" + id_,
+                                      "--bank-spec", root_ + "/spec.json", "--slot-map", root_ + "/server-slots.json", "--ready-file", ready,
+                                      "--log-level", "warn", "--free-space-watermark-bytes", "0"};
     words.insert(words.end(), more_.begin(), more_.end());
-    std::vector<char*> argv;
-    for (std::string& word : words) argv.push_back(word.data());
-    argv.push_back(nullptr);
-    if (posix_spawn(&pid_, argv[0], nullptr, nullptr, argv.data(), environ) != 0) return Internal("cannot start {}", words[0]);
+    pid_ = Spawn("membank-memory-server", words);
+    if (pid_ == 0) return Internal("cannot start server {}", id_);
     for (int i = 0; i < 1000; ++i) {
       if (auto json = ReadFile(ready); json.ok()) {
         address_ = nlohmann::json::parse(*json)["listen"];
@@ -54,6 +67,9 @@ class ServerProcess {
     return DeadlineExceeded("server {} did not get ready", id_);
   }
 
+  // SIGSTOP, SIGCONT: the process stays.
+  void Send(int signal) { kill(pid_, signal); }
+
   // The wait status; 0 when it was not running.
   int Signal(int signal) {
     if (pid_ == 0) return 0;
@@ -64,6 +80,7 @@ class ServerProcess {
     return status;
   }
 
+  const std::string& id() const { return id_; }
   const std::string& address() const { return address_; }
 
  private:

@@ -66,5 +66,47 @@ TEST(SlotMap, BadMapsAreRefusedAndNamed) {
   EXPECT_EQ(SlotMap::Load("/nowhere/slots.json").status().code(), absl::StatusCode::kNotFound);
 }
 
+TEST(SlotMap, SlotsAsText) {
+  for (const char* text : {"none", "0", "7-9", "0-511,600,1020-1023"}) {
+    const auto slots = ParseSlots(text);
+    ASSERT_TRUE(slots.ok()) << slots.status();
+    EXPECT_EQ(FormatSlots(*slots), text);
+  }
+  for (const char* text : {"", "a", "3-1", "0-1024", "1,,2", "1-2-3", "-1"}) {
+    const auto slots = ParseSlots(text);
+    EXPECT_EQ(slots.status().code(), absl::StatusCode::kInvalidArgument) << text;
+  }
+}
+
+TEST(SlotMap, MoveAddsAndDropsServers) {
+  const auto map = SlotMap::Striped({{"m0", "h:1"}, {"m1", "h:2"}}, 5);
+  const SlotSet all_of_m0 = map->SlotsOf("m0");
+  EXPECT_EQ(all_of_m0.count(), 512u);
+  const auto moved = map->Move(all_of_m0, {"m2", "h:3"}, std::vector<std::string>{"m0"});
+  ASSERT_TRUE(moved.ok()) << moved.status();
+  EXPECT_EQ(moved->epoch(), 6u);
+  ASSERT_EQ(moved->servers().size(), 2u);
+  EXPECT_EQ(moved->SlotsOf("m2"), all_of_m0);
+  EXPECT_EQ(moved->SlotsOf("m1"), map->SlotsOf("m1"));
+  EXPECT_TRUE(moved->SlotsOf("m0").none());
+  EXPECT_EQ(SlotMap::FromJson(moved->ToJson())->SlotsOf("m2"), all_of_m0);
+  const auto kept = map->Move(*ParseSlots("0"), {"m2", "h:3"}, std::vector<std::string>{"m0"});
+  EXPECT_EQ(kept->servers().size(), 3u);  // m0 still has slots
+  EXPECT_EQ(map->Move(all_of_m0, {"m1", "elsewhere:1"}, {}).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(SlotMap, ReplicasComeBack) {
+  const auto map = SlotMap::Striped({{"m0", "h:1"}, {"m1", "h:2"}});
+  EXPECT_EQ(map->ToJson().find("replicas"), std::string::npos);
+  const auto next = map->WithReplicas("m1", {"r:1", "r:2"});
+  ASSERT_TRUE(next.ok()) << next.status();
+  EXPECT_EQ(next->epoch(), 2u);
+  EXPECT_EQ(SlotMap::FromJson(next->ToJson())->servers()[1].replicas, (std::vector<std::string>{"r:1", "r:2"}));
+  EXPECT_FALSE(map->WithReplicas("m7", {}).ok());
+  std::string bad = next->ToJson();
+  bad.replace(bad.find("\"r:1\""), 5, "7");
+  EXPECT_EQ(SlotMap::FromJson(bad).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 }  // namespace
 }  // namespace membank

@@ -56,6 +56,9 @@ const std::map<std::string, std::set<std::string>> kPerCall = {
     {"Publish", {"admin"}},
     {"ReadCheckpoint", {"admin"}},
     {"WriteCheckpoint", {"admin"}},
+    {"GetSlots", {"admin"}},
+    {"ExportSlots", {"admin"}},
+    {"MoveSlots", {"admin"}},
 };
 const std::set<std::string> kPerBlockCalls = {"FetchBlocks", "PushGradients", "SetAccess", "PurgeBlocks"};
 
@@ -196,6 +199,14 @@ class AccessMatrix : public testing::Test {
     Reply reply;
     return (stubs_[caller].get()->*method)(&context, Request(), &reply).error_code() != grpc::StatusCode::PERMISSION_DENIED;
   }
+  bool MayExport(const std::string& caller) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
+    const auto stream = stubs_[caller]->ExportSlots(&context, {});
+    v1::ExportSlotsChunk chunk;
+    while (stream->Read(&chunk)) continue;
+    return stream->Finish().error_code() != grpc::StatusCode::PERMISSION_DENIED;
+  }
 
   ScratchDirectory directory_;
   CertificateAuthority authority_{directory_.path()};
@@ -243,6 +254,9 @@ TEST_F(AccessMatrix, EveryCallerEveryCallEveryBlock) {
     check_call("Publish", MayCall(caller, &Stub::Publish));
     check_call("ReadCheckpoint", MayCall(caller, &Stub::ReadCheckpoint));
     check_call("WriteCheckpoint", MayCall(caller, &Stub::WriteCheckpoint));
+    check_call("GetSlots", MayCall(caller, &Stub::GetSlots));
+    check_call("ExportSlots", MayExport(caller));
+    check_call("MoveSlots", MayCall(caller, &Stub::MoveSlots));
   }
   std::printf("%d cells of role x call x block\n", cells);
 }

@@ -1,0 +1,266 @@
+#include "common/client/slot_transfer.h"
+
+#include <algorithm>
+#include <random>
+
+#include "absl/time/clock.h"
+#include "common/base/log.h"
+#include "common/base/status_macros.h"
+#include "common/rpc/channel.h"
+#include "common/rpc/status.h"
+#include "common/rpc/wire.h"
+#include "grpcpp/client_context.h"
+#include "membank/v1/memory.grpc.pb.h"
+
+namespace membank {
+namespace {
+
+constexpr absl::Duration kCallTimeout = absl::Seconds(10);
+constexpr absl::Duration kReloadTimeout = absl::Minutes(10); // what a server adopts may wait for a checkpoint that is being written
+constexpr absl::Duration kCopyTimeout = absl::Hours(12);
+constexpr absl::Duration kFenceTimeout = absl::Seconds(10);  // for the steps before the fence to be applied
+constexpr uint64_t kLittle = 64 << 20;                       // bytes: less is copied behind the fence
+constexpr int kMostRounds = 8;
+constexpr absl::Duration kFencing = absl::Minutes(10);        // checkpoints being written and long steps may lift the fence so long
+
+class Peer {
+ public:
+  static absl::StatusOr<std::unique_ptr<Peer>> Connect(const SlotServer& server, const TlsFiles& tls) {
+    ChannelOptions options;
+    options.tls = tls;
+    ASSIGN_OR_RETURN(const auto channels, MakeChannels(server.address, options));
+    return std::unique_ptr<Peer>(new Peer(server, v1::MemoryService::NewStub(channels[0])));
+  }
+
+  absl::StatusOr<v1::SlotsReply> Slots() const {
+    v1::SlotsReply reply;
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + kCallTimeout));
+    context.set_wait_for_ready(true);
+    RETURN_IF_ERROR(FromGrpc(stub_->GetSlots(&context, {}, &reply), name_));
+    return reply;
+  }
+
+  absl::StatusOr<v1::MoveSlotsReply> Call(v1::MoveSlotsRequest request, v1::SlotMoveAction action, absl::Duration timeout = kCallTimeout) const {
+    v1::MoveSlotsReply reply;
+    request.set_action(action);
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+    RETURN_IF_ERROR(FromGrpc(stub_->MoveSlots(&context, request, &reply), name_));
+    return reply;
+  }
+
+  absl::StatusOr<v1::Manifest> Manifest() const {
+    v1::Manifest manifest;
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + kCallTimeout));
+    context.set_wait_for_ready(true);
+    RETURN_IF_ERROR(FromGrpc(stub_->GetManifest(&context, {}, &manifest), name_));
+    return manifest;
+  }
+
+ private:
+  Peer(const SlotServer& server, std::unique_ptr<v1::MemoryService::Stub> stub)
+      : name_(fmt::format("memory server {} at {}", server.id, server.address)), stub_(std::move(stub)) {}
+
+  const std::string name_;
+  const std::unique_ptr<v1::MemoryService::Stub> stub_;
+};
+
+std::string NewMoveId() { return fmt::format("move-{:016x}", (uint64_t{std::random_device{}()} << 32) | std::random_device{}()); }
+
+class RpcSlotTransfers final : public SlotTransfers {
+ public:
+  RpcSlotTransfers(const SlotTransferOptions& options, std::unique_ptr<SlotMapSource> source)
+      : options_(options), tls_{options.tls_certificate, options.tls_key, options.tls_authority}, source_(std::move(source)) {}
+
+  absl::StatusOr<SlotMap> Map() override { return source_->Load(); }
+  absl::StatusOr<std::vector<uint64_t>> SlotBytes() override;
+  absl::StatusOr<SlotTransferResult> Move(const SlotTransfer& transfer, absl::Span<const std::string> leave) override;
+
+ private:
+  struct Stage {  // what a move works with
+    v1::MoveSlotsRequest request;  // move id, slots and source; the action differs
+    std::unique_ptr<Peer> from, to;
+    bool to_is_listed = false;     // else it joins, and has no steps to fence
+    SlotTransferResult result;
+  };
+
+  absl::Status CheckServers(const Stage& stage, const SlotTransfer& transfer) const;
+  absl::Status Copy(Stage* stage, v1::SlotMoveAction action);
+  absl::Status CatchUp(Stage* stage);
+  absl::Status FenceAndSwitch(Stage* stage, const SlotMap& next);
+  absl::StatusOr<uint64_t> Seal(const Stage& stage, uint64_t at_least) const;
+  void Both(const Stage& stage, v1::SlotMoveAction action) const;
+  void Report(const std::string& stage) const {
+    if (options_.report) options_.report(stage);
+  }
+
+  const SlotTransferOptions options_;
+  const TlsFiles tls_;
+  const std::unique_ptr<SlotMapSource> source_;
+};
+
+absl::StatusOr<std::vector<uint64_t>> RpcSlotTransfers::SlotBytes() {
+  ASSIGN_OR_RETURN(const SlotMap map, source_->Load());
+  std::vector<uint64_t> bytes(kSlots);
+  uint64_t total = 0;
+  for (size_t server = 0; server < map.servers().size(); ++server) {
+    ASSIGN_OR_RETURN(const std::unique_ptr<Peer> peer, Peer::Connect(map.servers()[server], tls_));
+    ASSIGN_OR_RETURN(const v1::SlotsReply reply, peer->Slots());
+    if (reply.slot_bytes_size() != static_cast<int>(kSlots))
+      return Internal("server {} says what {} slots hold, there are {}", map.servers()[server].id, reply.slot_bytes_size(), kSlots);
+    for (uint32_t slot = 0; slot < kSlots; ++slot)
+      if (map.OwnerOfSlot(slot) == server) total += bytes[slot] = reply.slot_bytes(slot);
+  }
+  if (total > 0) return bytes;
+  ASSIGN_OR_RETURN(const std::unique_ptr<Peer> first, Peer::Connect(map.servers()[0], tls_));
+  ASSIGN_OR_RETURN(const v1::Manifest manifest, first->Manifest());
+  ASSIGN_OR_RETURN(const BankSpec spec, FromProto(manifest.spec()));
+  return SlotBytesOf(spec);
+}
+
+absl::Status RpcSlotTransfers::CheckServers(const Stage& stage, const SlotTransfer& transfer) const {
+  ASSIGN_OR_RETURN(const v1::Manifest old_owner, stage.from->Manifest());
+  ASSIGN_OR_RETURN(const v1::Manifest new_owner, stage.to->Manifest());
+  if (old_owner.wire_version() != kWireVersion || new_owner.wire_version() != kWireVersion)
+    return FailedPrecondition("servers {} and {} speak wire versions {} and {}, this program {}; use the same release on all", transfer.from,
+                              transfer.to.id, old_owner.wire_version(), new_owner.wire_version(), kWireVersion);
+  if (old_owner.spec_hash() != new_owner.spec_hash())
+    return FailedPrecondition("server {} holds the bank {}, server {} the bank {}; slots move within one bank", transfer.from, old_owner.spec_hash(),
+                              transfer.to.id, new_owner.spec_hash());
+  for (const v1::Manifest* server : {&old_owner, &new_owner})
+    if (server->durable_steps())
+      return FailedPrecondition("server {} runs with durability class step, whose log cannot follow slots that move; see \"Growing and shrinking\" in "
+                                "docs/operations.md",
+                                server->server_id());
+  if (new_owner.server_id() != transfer.to.id)
+    return FailedPrecondition("the server at {} calls itself \"{}\", not \"{}\"", transfer.to.address, new_owner.server_id(), transfer.to.id);
+  return absl::OkStatus();
+}
+
+absl::Status RpcSlotTransfers::Copy(Stage* stage, v1::SlotMoveAction action) {
+  ASSIGN_OR_RETURN(const v1::MoveSlotsReply reply, stage->to->Call(stage->request, action, kCopyTimeout));
+  stage->result.blocks += reply.blocks();
+  stage->result.bytes += reply.bytes();
+  Report(fmt::format("{}: {} blocks of the head, {:.1f} MB", action == v1::SLOT_MOVE_ACTION_FINISH ? "behind the fence" : "copied", reply.blocks(),
+                     reply.bytes() / 1e6));
+  return absl::OkStatus();
+}
+
+// Until a round finds little, or no less than the round before.
+absl::Status RpcSlotTransfers::CatchUp(Stage* stage) {
+  uint64_t before = UINT64_MAX;
+  for (int round = 0; round < kMostRounds; ++round) {
+    const uint64_t sum = stage->result.bytes;
+    const absl::Status copied = Copy(stage, v1::SLOT_MOVE_ACTION_COPY);
+    if (absl::IsAborted(copied)) continue;  // the old owner went back to a checkpoint meanwhile: anew
+    RETURN_IF_ERROR(copied);
+    const uint64_t bytes = stage->result.bytes - sum;
+    if (bytes <= kLittle || bytes >= before) return absl::OkStatus();
+    before = bytes;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<uint64_t> RpcSlotTransfers::Seal(const Stage& stage, uint64_t at_least) const {
+  v1::MoveSlotsRequest request = stage.request;
+  request.set_lease_ms(absl::ToInt64Milliseconds(options_.lease));
+  request.set_at_least_step(at_least);
+  // The later one's fence holds for both: pushes of a step go to all servers or, in the end, to none by this map.
+  for (const Peer* peer : {stage.from.get(), stage.to_is_listed ? stage.to.get() : nullptr, stage.from.get()}) {
+    if (peer == nullptr) continue;
+    ASSIGN_OR_RETURN(const v1::MoveSlotsReply reply, peer->Call(request, v1::SLOT_MOVE_ACTION_SEAL));
+    request.set_at_least_step(reply.first_refused_step());
+  }
+  return request.at_least_step();
+}
+
+void RpcSlotTransfers::Both(const Stage& stage, v1::SlotMoveAction action) const {
+  for (const Peer* peer : {stage.from.get(), stage.to.get()}) {
+    const auto reply = peer->Call(stage.request, action);
+    if (!reply.ok()) LOG_WARN("{}; it follows by itself", reply.status().ToString());
+  }
+}
+
+absl::Status RpcSlotTransfers::FenceAndSwitch(Stage* stage, const SlotMap& next) {
+  ASSIGN_OR_RETURN(const uint64_t fence, Seal(*stage, 0));
+  for (const Peer* peer : {stage->from.get(), stage->to_is_listed ? stage->to.get() : nullptr})
+    if (peer != nullptr) RETURN_IF_ERROR(peer->Call(stage->request, v1::SLOT_MOVE_ACTION_AWAIT_SEALED, kFenceTimeout).status());
+  Report(fmt::format("fenced before step {}", fence));
+  RETURN_IF_ERROR(Copy(stage, v1::SLOT_MOVE_ACTION_FINISH));
+  ASSIGN_OR_RETURN(const uint64_t renewed, Seal(*stage, fence));
+  if (renewed != fence) return Aborted("the fence moved from step {} to {}", fence, renewed);
+  Report("switching");
+  const absl::Status replaced = source_->Replace(next);
+  if (replaced.ok()) return replaced;
+  const absl::StatusOr<SlotMap> now = source_->Load();  // an error may come after the deed
+  return now.ok() && now->ToJson() == next.ToJson() ? absl::OkStatus() : replaced;
+}
+
+absl::StatusOr<SlotTransferResult> RpcSlotTransfers::Move(const SlotTransfer& transfer, absl::Span<const std::string> leave) {
+  const absl::Time began = absl::Now();
+  ASSIGN_OR_RETURN(const SlotMap map, source_->Load());
+  const SlotSet foreign = transfer.slots & ~map.SlotsOf(transfer.from);
+  if (transfer.slots.none()) return InvalidArgument("no slots are named");
+  if (foreign.any())
+    return FailedPrecondition("slots {} do not belong to server \"{}\" by slot map epoch {}", FormatSlots(foreign), transfer.from, map.epoch());
+  if (transfer.from == transfer.to.id) return InvalidArgument("slots {} are on server \"{}\" already", FormatSlots(transfer.slots), transfer.from);
+  ASSIGN_OR_RETURN(const SlotMap next, map.Move(transfer.slots, transfer.to, leave));
+  ASSIGN_OR_RETURN(const size_t from, map.ServerIndex(transfer.from));
+
+  Stage stage;
+  ASSIGN_OR_RETURN(stage.from, Peer::Connect(map.servers()[from], tls_));
+  ASSIGN_OR_RETURN(stage.to, Peer::Connect(transfer.to, tls_));
+  RETURN_IF_ERROR(CheckServers(stage, transfer));
+  stage.to_is_listed = map.ServerIndex(transfer.to.id).ok();
+  stage.request.set_move_id(NewMoveId());
+  stage.request.set_slots(FormatSlots(transfer.slots));
+  stage.request.set_source_address(map.servers()[from].address);
+
+  for (const Peer* peer : {stage.from.get(), stage.to.get()})  // a move before this one may have ended without telling them
+    RETURN_IF_ERROR(peer->Call(stage.request, v1::SLOT_MOVE_ACTION_RELOAD, kReloadTimeout).status());
+
+  absl::Status status = CatchUp(&stage);
+  absl::Time fenced;
+  const absl::Time first_fence = absl::Now();
+  for (int fence = 0; status.ok() || fence > 0; ++fence) {
+    fenced = absl::Now();
+    status = FenceAndSwitch(&stage, next);
+    // A checkpoint was being made, or a step took long: training goes on, then once more.
+    const bool again = absl::IsAborted(status) || absl::IsDeadlineExceeded(status);
+    if (status.ok() || !again || absl::Now() - first_fence > kFencing) break;
+    Report(fmt::format("the fence is lifted and tried again: {}", std::string(status.message())));
+    Both(stage, v1::SLOT_MOVE_ACTION_RELEASE);
+    absl::SleepFor(std::min(absl::Milliseconds(200) * (fence + 1), absl::Seconds(2)));
+    const absl::Status copied = Copy(&stage, v1::SLOT_MOVE_ACTION_COPY);  // what steps changed meanwhile, so that the next fence is short
+    if (copied.ok() || absl::IsAborted(copied)) continue;
+    status = copied;
+    break;
+  }
+  if (!status.ok()) {
+    Both(stage, v1::SLOT_MOVE_ACTION_ABORT);
+    return Annotate(status, fmt::format("moving {} slots from {} to {}; nothing changed, they stay on {}", transfer.slots.count(),
+                                        transfer.from, transfer.to.id, transfer.from));
+  }
+  Report("switched");
+  Both(stage, v1::SLOT_MOVE_ACTION_RELOAD);  // the old owner first
+  stage.result.fence_seconds = absl::ToDoubleSeconds(absl::Now() - fenced);
+  for (const SlotServer& server : map.servers()) {
+    if (server.id == transfer.from || server.id == transfer.to.id) continue;
+    const absl::StatusOr<std::unique_ptr<Peer>> peer = Peer::Connect(server, tls_);
+    if (peer.ok()) (*peer)->Call(stage.request, v1::SLOT_MOVE_ACTION_RELOAD).status().IgnoreError();  // it looks by itself within a second
+  }
+  stage.result.seconds = absl::ToDoubleSeconds(absl::Now() - began);
+  stage.result.epoch = next.epoch();
+  return stage.result;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<SlotTransfers>> SlotTransfers::Open(const SlotTransferOptions& options) {
+  ASSIGN_OR_RETURN(std::unique_ptr<SlotMapSource> source, SlotMapSource::Open(options.slot_map));
+  return std::make_unique<RpcSlotTransfers>(options, std::move(source));
+}
+
+}  // namespace membank

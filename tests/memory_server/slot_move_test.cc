@@ -1,0 +1,388 @@
+#include "memory_server/slot_move.h"
+
+#include <map>
+#include <random>
+
+#include "common/base/status_macros.h"
+#include "tests/memory_server/shard_fixture.h"
+
+namespace membank {
+namespace {
+
+constexpr absl::Duration kLong = absl::Minutes(5);
+
+// Servers of one bank in this process, and a trainer whose steps count: SGD with rate 1 and integer gradients.
+class Cluster {
+ public:
+  explicit Cluster(const std::string& name) : root_(testing::TempDir() + "/slot_move." + name), map_(*SlotMap::Striped({{"m0", "h:0"}, {"m1", "h:1"}})) {
+    std::filesystem::remove_all(root_);
+    for (const char* id : {"m0", "m1", "m2"}) Start(id);
+  }
+  ~Cluster() { std::filesystem::remove_all(root_); }
+
+  void Start(const std::string& id, Durability durability = Durability::kCheckpoint) {
+    servers_.erase(id);
+    ShardOptions options;
+    options.durability = durability;
+    options.data_directory = root_ + "/" + id;
+    options.server_id = id;
+    options.open_store = InMemoryBlockStore::Open;
+    options.optimizer_threads = 1;
+    options.min_free_bytes = 0;
+    options.keep_checkpoints = 3;
+    auto shard = Shard::Open(spec_, map_, options);
+    ASSERT_TRUE(shard.ok()) << shard.status();
+    Server& server = servers_[id];
+    server.shard = *std::move(shard);
+    server.mover = std::make_unique<SlotMover>(server.shard.get());
+  }
+
+  Shard& shard(const std::string& id) { return *servers_.at(id).shard; }
+  SlotMover& mover(const std::string& id) { return *servers_.at(id).mover; }
+  const SlotMap& map() const { return map_; }
+  const std::string& OwnerOf(BlockId id) const { return map_.servers()[map_.OwnerOf(id)].id; }
+
+  absl::Status Begin(uint64_t first_step) {
+    run_ = {"r", run_.epoch + 1, 1, 0, first_step, OptimizerKind::kSgd};
+    for (const SlotServer& server : map_.servers()) RETURN_IF_ERROR(shard(server.id).BeginRun(run_).status());
+    return absl::OkStatus();
+  }
+  StepId Id(uint64_t step) const { return {run_.run_id, run_.epoch, step}; }
+  absl::Status Step(uint64_t step, const std::vector<BlockId>& blocks) {
+    const StepId id = Id(step);
+    for (const SlotServer& server : map_.servers()) {
+      ASSIGN_OR_RETURN(const auto push, shard(server.id).BeginPush(id, 0, {}, map_.epoch()));
+      for (BlockId block : blocks) {
+        if (OwnerOf(block) != server.id) continue;
+        const std::vector<float> values(spec_.BlockElements(block.level), 1.0f);
+        Buffer bytes(values.size() * 4);
+        EncodePayload(values, DType::kF32, bytes.span());
+        RETURN_IF_ERROR(push->AddBlock(block, DType::kF32, std::move(bytes)));
+      }
+      RETURN_IF_ERROR(push->Finish().status());
+    }
+    for (const SlotServer& server : map_.servers()) RETURN_IF_ERROR(shard(server.id).PrepareStep(id, absl::Now() + kLong).status());
+    for (const SlotServer& server : map_.servers()) RETURN_IF_ERROR(shard(server.id).ApplyStep(id, {1, 1, 0}).status());
+    return absl::OkStatus();
+  }
+  absl::Status Snapshot(const std::string& id, uint64_t step) {
+    for (const SlotServer& server : map_.servers()) RETURN_IF_ERROR(shard(server.id).SnapshotCheckpoint(id, step));
+    return absl::OkStatus();
+  }
+  absl::Status Checkpoint(const std::string& id, uint64_t step) {
+    for (const SlotServer& server : map_.servers()) RETURN_IF_ERROR(shard(server.id).PrepareCheckpoint(id, step));
+    for (const SlotServer& server : map_.servers()) RETURN_IF_ERROR(shard(server.id).CommitCheckpoint(id));
+    return absl::OkStatus();
+  }
+  absl::Status Restore(const std::string& id) {
+    for (const SlotServer& server : map_.servers()) RETURN_IF_ERROR(shard(server.id).RestoreCheckpoint(id));
+    return absl::OkStatus();
+  }
+
+  // All blocks that the servers give out of a checkpoint, as `membank checkpoint export` asks for them.
+  std::vector<std::string> Exported(const std::string& id) {
+    std::vector<std::string> blocks;
+    for (const SlotServer& server : map_.servers()) {
+      CutReader::Position position{{1, 0}, 0};
+      for (bool more = true; more;) {
+        const absl::Status read = shard(server.id).ReadCheckpoint(id, position, UINT64_MAX, [&](const CutReader::Piece& piece, const CutMarks&) {
+          more = !piece.bytes.empty();
+          if (more) blocks.push_back(ToString({piece.next.block.level, piece.next.block.cluster - 1}));
+          position = piece.next;
+        });
+        EXPECT_TRUE(read.ok()) << read;
+        more = more && read.ok();
+      }
+    }
+    std::sort(blocks.begin(), blocks.end());
+    return blocks;
+  }
+
+  // One round of copying, as slot_stream.cc does it over the wire.
+  absl::Status Copy(const std::string& move_id, const std::string& from, const std::string& to, const SlotSet& slots, bool last) {
+    SlotMover& target = mover(to);
+    const SlotSourceState source = mover(from).State();
+    ASSIGN_OR_RETURN(const uint64_t copied, target.BeginRound(move_id, slots, source));
+    for (const MergeSource& cut : source.cuts) {
+      if (target.Holds(cut, slots)) continue;
+      ASSIGN_OR_RETURN(const auto merge, target.BeginMerge(cut, slots));
+      if (merge == nullptr) continue;
+      RETURN_IF_ERROR(mover(from).ExportCut(cut.checkpoint_id, slots, [&](BlockId id, auto weights, auto state) {
+        return merge->Add(id, weights, state);
+      }));
+      RETURN_IF_ERROR(merge->Finish());
+      RETURN_IF_ERROR(target.Install(merge.get()));
+    }
+    RETURN_IF_ERROR(target.CommitAs(source));
+    RETURN_IF_ERROR(mover(from).ExportHead(slots, copied, [&](BlockId id, auto weights, auto state) {
+      return target.Stage(move_id, id, weights, state);
+    }));
+    return target.EndRound(move_id, slots, source, last);
+  }
+  absl::Status SealBoth(const std::string& move_id, const std::string& from, const std::string& to) {
+    ASSIGN_OR_RETURN(uint64_t fence, mover(from).Seal(move_id, 0, kLong));
+    if (!map_.ServerIndex(to).ok()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(fence, mover(to).Seal(move_id, fence, kLong));
+    RETURN_IF_ERROR(mover(from).Seal(move_id, fence, kLong).status());
+    RETURN_IF_ERROR(mover(from).AwaitSealed(move_id, absl::Now()));
+    return mover(to).AwaitSealed(move_id, absl::Now());
+  }
+  void Switch(const std::string& to, const SlotSet& slots) {
+    map_ = *map_.Move(slots, {to, "h:" + to.substr(1)}, {});
+    for (auto& [id, server] : servers_) {
+      const absl::Status adopted = server.mover->Adopt(map_);
+      ASSERT_TRUE(adopted.ok()) << adopted;
+    }
+  }
+
+  // By its owner; every other server must refuse it.
+  int Count(BlockId id) {
+    int count = -1000;
+    for (auto& [name, server] : servers_) {
+      const auto read = server.shard->Read(id);
+      EXPECT_EQ(read.ok(), name == OwnerOf(id)) << ToString(id) << " on " << name << " " << read.status();
+      if (!read.ok()) continue;
+      std::vector<float> values(read->payload->size() / 4);
+      DecodePayload(read->payload->span(), DType::kF32, absl::MakeSpan(values));
+      count = static_cast<int>(-values.back());
+    }
+    return count;
+  }
+  std::vector<BlockId> Blocks() const {
+    std::vector<BlockId> blocks;
+    for (uint32_t cluster = 0; cluster < 9; ++cluster) blocks.push_back({2, cluster});
+    return blocks;
+  }
+
+ private:
+  struct Server {
+    std::unique_ptr<Shard> shard;
+    std::unique_ptr<SlotMover> mover;
+  };
+  const BankSpec spec_ = SmallSpec();
+  const std::string root_;
+  SlotMap map_;
+  RunSettings run_;
+  std::map<std::string, Server> servers_;
+};
+
+TEST(SlotMove, ASealRefusesStepsAndHoldsCheckpointsUntilItRunsOut) {
+  Cluster cluster("seal");
+  ASSERT_OK(cluster.Begin(1));
+  ASSERT_OK(cluster.Step(1, cluster.Blocks()));
+  const auto fence = cluster.mover("m0").Seal("a", 0, absl::Milliseconds(200));
+  ASSERT_OK(fence);
+  EXPECT_EQ(*fence, 2u);
+  EXPECT_CODE(cluster.Step(2, cluster.Blocks()), kUnavailable, "push step 2 again");
+  EXPECT_CODE(cluster.mover("m0").Seal("b", 0, kLong), kAborted, "the move a");
+  const absl::Time before = absl::Now();
+  ASSERT_OK(cluster.Checkpoint("c1", 1));  // waits
+  EXPECT_GT(absl::Now() - before, absl::Milliseconds(100));
+  EXPECT_CODE(cluster.mover("m0").Seal("a", 0, kLong), kAborted, "had run out");
+  ASSERT_OK(cluster.Step(2, cluster.Blocks()));
+  EXPECT_EQ(cluster.Count({2, 4}), 2);
+}
+
+TEST(SlotMove, ACheckpointThatHasBegunIsWrittenBeforeASeal) {
+  Cluster cluster("begun");
+  ASSERT_OK(cluster.Begin(1));
+  ASSERT_OK(cluster.Step(1, cluster.Blocks()));
+  ASSERT_OK(cluster.Snapshot("c1", 1));
+  ASSERT_OK(cluster.Step(2, cluster.Blocks()));
+  EXPECT_CODE(cluster.mover("m0").Seal("a", 0, kLong), kAborted, "has begun and is not written yet");
+  ASSERT_OK(cluster.Checkpoint("c1", 1));
+  ASSERT_OK(cluster.mover("m0").Seal("a", 0, kLong));
+}
+
+TEST(SlotMove, ServersWithAStepLogKeepTheirSlots) {
+  Cluster cluster("step");
+  ASSERT_OK(cluster.Begin(1));
+  ASSERT_OK(cluster.Checkpoint("c0", 0));
+  cluster.Start("m1", Durability::kStep);
+  const SlotSet slots = *ParseSlots("0,2");
+  EXPECT_CODE(cluster.mover("m1").Seal("a", 0, kLong), kFailedPrecondition, "durability class step");
+  EXPECT_CODE(cluster.Copy("a", "m0", "m1", slots, false), kFailedPrecondition, "durability class step");
+  EXPECT_CODE(cluster.mover("m1").Adopt(*cluster.map().Move(slots, {"m1", "h:1"}, {})), kFailedPrecondition, "durability class step");
+  EXPECT_EQ(cluster.shard("m1").slot_map()->epoch(), 1u);
+}
+
+TEST(SlotMove, ACheckpointOlderThanAMoveIsCopiedOutOnce) {
+  Cluster cluster("export");
+  ASSERT_OK(cluster.Begin(1));
+  ASSERT_OK(cluster.Step(1, cluster.Blocks()));
+  ASSERT_OK(cluster.Checkpoint("c1", 1));
+  const std::vector<std::string> before = cluster.Exported("c1");
+  EXPECT_EQ(before.size(), cluster.Blocks().size());
+  const SlotSet slots = *ParseSlots("0,2,8");
+  ASSERT_OK(cluster.Copy("a", "m0", "m1", slots, false));
+  EXPECT_EQ(cluster.Exported("c1"), before);  // m1 has them, too, but does not own them yet
+  ASSERT_OK(cluster.SealBoth("a", "m0", "m1"));
+  ASSERT_OK(cluster.Copy("a", "m0", "m1", slots, true));
+  cluster.Switch("m1", slots);
+  EXPECT_EQ(cluster.Exported("c1"), before);
+}
+
+TEST(SlotMove, ASealWaitsForTheStepsBeforeTheFence) {
+  Cluster cluster("fence");
+  ASSERT_OK(cluster.Begin(1));
+  const auto push = cluster.shard("m0").BeginPush(cluster.Id(1), 0);
+  ASSERT_OK(push);
+  ASSERT_OK((*push)->Finish());
+  const auto fence = cluster.mover("m0").Seal("a", 0, kLong);
+  ASSERT_OK(fence);
+  EXPECT_EQ(*fence, 2u);  // step 1 was pushed here: it counts by the old map
+  EXPECT_CODE(cluster.mover("m0").AwaitSealed("a", Soon()), kDeadlineExceeded, "step 1");
+  EXPECT_TRUE(cluster.mover("m0").State().sealed_by.empty());
+  ASSERT_OK(cluster.Step(1, cluster.Blocks()));
+  ASSERT_OK(cluster.mover("m0").AwaitSealed("a", Soon()));
+  EXPECT_EQ(cluster.mover("m0").State().sealed_by, "a");
+}
+
+TEST(SlotMove, SlotsTakenWithoutAFinishedCopyGoBackToTheCheckpoint) {
+  Cluster cluster("unfinished");
+  ASSERT_OK(cluster.Begin(1));
+  ASSERT_OK(cluster.Step(1, cluster.Blocks()));
+  ASSERT_OK(cluster.Checkpoint("c1", 1));
+  ASSERT_OK(cluster.Step(2, cluster.Blocks()));
+  const SlotSet slots = *ParseSlots("0,2,4");
+  ASSERT_OK(cluster.Copy("a", "m0", "m1", slots, false));
+  cluster.Switch("m1", slots);  // without fence and last round
+  EXPECT_EQ(cluster.Count({2, 0}), 1);
+  EXPECT_EQ(cluster.Count({2, 1}), 1);  // the whole server: as after a crash
+  EXPECT_EQ(cluster.Count({2, 6}), 2);  // m0
+  EXPECT_CODE(cluster.Step(3, cluster.Blocks()), kFailedPrecondition, "no run is active");
+  ASSERT_OK(cluster.Restore("c1"));
+  ASSERT_OK(cluster.Begin(2));
+  ASSERT_OK(cluster.Step(2, cluster.Blocks()));
+  for (BlockId id : cluster.Blocks()) EXPECT_EQ(cluster.Count(id), 2) << ToString(id);
+}
+
+TEST(SlotMove, ACheckpointThatLacksSlotsIsRefusedWithBothEpochs) {
+  Cluster cluster("lacks");
+  ASSERT_OK(cluster.Begin(1));
+  ASSERT_OK(cluster.Step(1, cluster.Blocks()));
+  ASSERT_OK(cluster.Checkpoint("c1", 1));
+  const SlotSet slots = *ParseSlots("0,2,4");
+  const SlotMap moved = *cluster.map().Move(slots, {"m1", "h:1"}, {});
+  const absl::Status adopted = cluster.mover("m1").Adopt(moved);  // nothing was copied at all
+  EXPECT_CODE(adopted, kFailedPrecondition, "by slot map epoch 1, by epoch 2 it also has slots 0,2,4");
+  EXPECT_EQ(cluster.Count({2, 1}), 1);  // nothing changed
+}
+
+TEST(SlotMove, AVersionTravelsAsItsDifferenceFromAnother) {
+  Cluster cluster("delta");
+  ASSERT_OK(cluster.Begin(1));
+  ASSERT_OK(cluster.Checkpoint("c0", 0));
+  ASSERT_OK(cluster.Step(1, cluster.Blocks()));
+  ASSERT_OK(cluster.Checkpoint("c1", 1));
+  ASSERT_OK(cluster.Step(2, {{2, 0}, {2, 6}, {2, 7}}));
+  ASSERT_OK(cluster.Checkpoint("c2", 2));
+  Shard& owner = cluster.shard("m0");
+  for (const char* n : {"0", "1", "2"}) ASSERT_OK(owner.Publish(std::string("c") + n, std::string("v") + n));
+  const SlotSet slots = cluster.map().SlotsOf("m0");
+  const auto difference = [&](const std::string& version, const std::string& base) {
+    std::vector<std::string> blocks;
+    const absl::Status exported = cluster.mover("m0").ExportVersion(version, slots, base, [&](BlockId id, auto weights, auto) {
+      blocks.push_back(ToString(id) + (weights.empty() ? " gone" : ""));
+      return absl::OkStatus();
+    });
+    EXPECT_TRUE(exported.ok()) << exported;
+    std::sort(blocks.begin(), blocks.end());
+    return blocks;
+  };
+  using Names = std::vector<std::string>;
+  EXPECT_EQ(difference("v1", ""), (Names{"2/0", "2/2", "2/4", "2/6", "2/8"}));
+  EXPECT_EQ(difference("v2", "v1"), (Names{"2/0", "2/6"}));
+  EXPECT_EQ(difference("v1", "v2"), (Names{"2/0", "2/6"}));
+  EXPECT_EQ(difference("v0", "v1"), (Names{"2/0 gone", "2/2 gone", "2/4 gone", "2/6 gone", "2/8 gone"}));
+
+  // What a server that joins builds from the differences is what the owner has.
+  const SlotSourceState source = cluster.mover("m0").State();
+  ASSERT_EQ(source.versions.size(), 3u);
+  std::string base;
+  for (const MergeSource& version : source.versions) {
+    const auto merge = cluster.mover("m2").BeginMerge(version, slots, base);
+    ASSERT_OK(merge);
+    ASSERT_OK(cluster.mover("m0").ExportVersion(version.version, slots, base, [&](BlockId id, auto weights, auto state) {
+      return (*merge)->Add(id, weights, state);
+    }));
+    ASSERT_OK((*merge)->Finish());
+    EXPECT_EQ((*merge)->digest(), version.digest) << version.version;
+    ASSERT_OK(cluster.mover("m2").Install(merge->get()));
+    base = version.version;
+  }
+  EXPECT_EQ(cluster.shard("m2").ListVersions(), (Names{"v0", "v1", "v2"}));
+}
+
+// Random steps, checkpoints, moves that end anywhere, and crashes, against a table of counts.
+TEST(SlotMove, RandomOperationsEqualAModel) {
+  for (const uint32_t seed : {1u, 2u, 3u, 4u}) {
+    SCOPED_TRACE(fmt::format("seed {}", seed));
+    std::mt19937 random(seed);
+    const auto below = [&](uint32_t n) { return random() % n; };
+    Cluster cluster(fmt::format("random{}", seed));
+    std::map<BlockId, int> head, committed;
+    for (BlockId id : cluster.Blocks()) head[id] = committed[id] = 0;
+    uint64_t step = 0, committed_step = 0, moves = 0, switched = 0;
+    std::string checkpoint;
+    const auto go_back = [&] {
+      head = committed;
+      step = committed_step;
+      ASSERT_OK(cluster.Restore(checkpoint));
+      ASSERT_OK(cluster.Begin(step + 1));
+    };
+    ASSERT_OK(cluster.Begin(1));
+    for (int operation = 0; operation < 60; ++operation) {
+      const uint32_t what = operation == 0 ? 1 : below(10);
+      if (what < 5 && what != 1) {
+        std::vector<BlockId> touched;
+        for (BlockId id : cluster.Blocks())
+          if (below(2) == 0) touched.push_back(id), ++head[id];
+        ASSERT_OK(cluster.Step(++step, touched));
+      } else if (what == 1) {
+        checkpoint = fmt::format("c{}", operation);
+        committed = head;
+        committed_step = step;
+        if (below(2) == 0) {  // a step goes on beside it
+          ASSERT_OK(cluster.Snapshot(checkpoint, step));
+          ++head[{2, 5}];
+          ASSERT_OK(cluster.Step(++step, {{2, 5}}));
+        }
+        ASSERT_OK(cluster.Checkpoint(checkpoint, committed_step));
+      } else if (what < 9) {
+        const std::string from = cluster.OwnerOf({2, below(9)}), move_id = fmt::format("move{}", operation);
+        std::string to = fmt::format("m{}", below(3));
+        if (to == from) continue;
+        ++moves;
+        SlotSet slots = cluster.map().SlotsOf(from) & *ParseSlots("0-8");
+        for (uint32_t slot = 0; slot < 9; ++slot)
+          if (slots.count() > 1 && below(2) == 0) slots.reset(slot);
+        const uint32_t stage = below(6);  // where it ends
+        ASSERT_OK(cluster.Copy(move_id, from, to, slots, false));
+        if (below(2) == 0) {  // steps go on while it copies
+          ++head[{2, 3}];
+          ASSERT_OK(cluster.Step(++step, {{2, 3}}));
+          ASSERT_OK(cluster.Copy(move_id, from, to, slots, false));
+        }
+        if (stage >= 1) ASSERT_OK(cluster.SealBoth(move_id, from, to));
+        if (stage >= 2) ASSERT_OK(cluster.Copy(move_id, from, to, slots, true));
+        if (stage >= 3) {
+          cluster.Switch(to, slots);
+          ++switched;
+        } else {
+          for (const std::string& id : {from, to}) cluster.mover(id).Unseal(move_id, false);
+        }
+      } else {
+        const std::string crashed = fmt::format("m{}", below(3));
+        cluster.Start(crashed);
+        if (cluster.map().ServerIndex(crashed).ok()) go_back();
+      }
+      for (const auto& [id, count] : head) ASSERT_EQ(cluster.Count(id), count) << ToString(id) << " after operation " << operation;
+    }
+    EXPECT_GT(switched, 3u);
+    EXPECT_GT(moves, switched);
+  }
+}
+
+}  // namespace
+}  // namespace membank
