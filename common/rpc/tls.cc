@@ -1,7 +1,7 @@
 #include "common/rpc/tls.h"
 
 #include "common/base/status_macros.h"
-#include "common/rpc/tls_material.h"
+#include "common/rpc/tls_client.h"
 #include "common/rpc/tls_reload.h"
 
 namespace membank {
@@ -14,12 +14,7 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> ServerCredentials(const
 
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> ClientCredentials(const TlsFiles& files) {
   if (!files.any()) return grpc::InsecureChannelCredentials();
-  ASSIGN_OR_RETURN(const TlsMaterial material, LoadTlsMaterial(files));
-  grpc::SslCredentialsOptions options;
-  options.pem_root_certs = material.authority;
-  options.pem_cert_chain = material.certificate;
-  options.pem_private_key = material.key;
-  return grpc::SslCredentials(options);
+  return FollowingClientCredentials(files);
 }
 
 }  // namespace membank

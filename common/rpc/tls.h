@@ -11,8 +11,8 @@
 
 namespace membank {
 
-// Plain text when `files` names nothing. Errors: LoadTlsMaterial's (tls_material.h). A server's credentials follow their files (tls_reload.h)
-// and must live as long as the server; a client's are as they were when it was made.
+// Plain text when `files` names nothing. Errors: LoadTlsMaterial's (tls_material.h). Both follow their files (tls_reload.h, tls_client.h); a server's
+// must live as long as the server.
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> ServerCredentials(const TlsFiles& files);
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> ClientCredentials(const TlsFiles& files);
 

@@ -1,6 +1,4 @@
-// Server credentials that follow their files: looked at (not read) at every handshake, read when they changed, and taken over only when
-// everything in them holds together (tls_material.h). Otherwise the last good ones stay, the log says why, and membank_tls_reload_failures_total counts.
-// Connections that exist are not touched. membank_tls_certificate_expires_seconds is the end of the certificate in use, as Unix time.
+// Server credentials that follow their files (tls_follow.h): looked at at every handshake. Connections that exist are not touched.
 #pragma once
 
 #include <memory>

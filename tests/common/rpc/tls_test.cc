@@ -156,5 +156,45 @@ TEST_F(TlsTest, RotationUnderLoadKeepsTheLastGoodFiles) {
   std::printf("%d rotations, %d handshakes with bad files in place, %d calls meanwhile\n", generation, bad, calls.load());
 }
 
+// One channel from beginning to end: its connection goes with the server, the next one needs the new files.
+TEST_F(TlsTest, ClientsTakeNewFilesOverAndKeepTheLastGoodOnes) {
+  const auto copy = [](const std::string& from, const std::string& to) { ASSERT_TRUE(WriteFileAtomic(to, *ReadFile(from)).ok()); };
+  const std::string live = directory_ + "/client";
+  const TlsFiles files{live + ".crt", live + ".key", live + ".ca"};
+  Service service;
+  std::unique_ptr<RpcServer> server;
+  RpcServerOptions options;
+  options.listen = "localhost:0";
+  std::shared_ptr<grpc::Channel> channel;
+  const auto call_works = [&] {
+    for (const absl::Time end = absl::Now() + absl::Seconds(20); absl::Now() < end; absl::SleepFor(absl::Milliseconds(50))) {
+      if (Call(*channel).ok()) return true;
+    }
+    return false;
+  };
+  for (int generation = 0; generation < 2; ++generation) {
+    CertificateAuthority authority(directory_, "client-authority" + std::to_string(generation));
+    const TlsFiles client = authority.Issue("client" + std::to_string(generation), {"DNS:client.test"});
+    server.reset();
+    options.tls = authority.Issue("client-server" + std::to_string(generation), {"DNS:localhost"});
+    server = RpcServer::Start(options, {&service}).value();
+    options.listen = server->address();
+    if (generation > 0) {
+      EXPECT_FALSE(Call(*channel).ok()) << "the new server does not know the old authority";
+    }
+    copy(client.certificate, files.certificate);
+    copy(client.key, files.key);
+    copy(client.authority, files.authority);
+    if (channel == nullptr) channel = Connect(server->address(), files);
+    EXPECT_TRUE(call_works()) << "generation " << generation;
+    // A key that does not fit: the next connection is made with what was good.
+    copy(options.tls.key, files.key);
+    absl::SleepFor(absl::Milliseconds(2500));  // long enough for both looks
+    server.reset();
+    server = RpcServer::Start(options, {&service}).value();
+    EXPECT_TRUE(call_works()) << "with a bad file in place, generation " << generation;
+  }
+}
+
 }  // namespace
 }  // namespace membank
