@@ -27,7 +27,7 @@ struct SlotsCommand {
 absl::StatusOr<SlotServer> ParseServer(const std::string& text) {
   const size_t equals = text.find('=');
   if (equals == std::string::npos || equals == 0 || equals + 1 == text.size())
-    return InvalidArgument("server \"{}\" is no ID=ADDRESS, as in m0=127.0.0.1:7101", text);
+    return InvalidArgument("a server is given as \"{}\"; expected ID=ADDRESS, as in m0=127.0.0.1:7101", text);
   return SlotServer{text.substr(0, equals), text.substr(equals + 1)};
 }
 
