@@ -21,13 +21,13 @@
 
 namespace membank {
 
+struct ReadAheadMessage {
+  bool ended = false;  // no message came: the stream is over
+  grpc::ByteBuffer bytes;
+};
+
 class ReadAhead {
  public:
-  struct Message {
-    bool ended = false;  // no message came: the stream is over
-    grpc::ByteBuffer bytes;
-  };
-
   grpc::ByteBuffer* incoming() { return &incoming_; }
 
   // True: the caller is the worker now.
@@ -40,10 +40,10 @@ class ReadAhead {
     return !std::exchange(working_, true);
   }
 
-  std::optional<Message> Next() ABSL_LOCKS_EXCLUDED(mu_) {
+  std::optional<ReadAheadMessage> Next() ABSL_LOCKS_EXCLUDED(mu_) {
     absl::MutexLock lock(&mu_);
     working_ = arrived_.has_value();
-    std::optional<Message> next;
+    std::optional<ReadAheadMessage> next;
     if (!working_) return next;
     next.emplace();
     next->ended = arrived_->ended;
@@ -62,7 +62,7 @@ class ReadAhead {
  private:
   grpc::ByteBuffer incoming_;  // of the read in flight; nobody else touches it
   absl::Mutex mu_;
-  std::optional<Message> arrived_ ABSL_GUARDED_BY(mu_);
+  std::optional<ReadAheadMessage> arrived_ ABSL_GUARDED_BY(mu_);
   bool working_ ABSL_GUARDED_BY(mu_) = false;
   bool stopped_ ABSL_GUARDED_BY(mu_) = false;
 };
