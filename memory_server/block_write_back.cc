@@ -123,9 +123,9 @@ absl::Status BlockTable::CopySpilled(const HeadStores& from, const HeadStores& t
   }
   RETURN_IF_ERROR(options_.check_free_space(bytes));
   for (const BlockId id : ids) {
-    for (const auto& [source, target] : {std::pair(from.weights.get(), to.weights.get()), std::pair(from.state.get(), to.state.get())}) {
+    for (const auto& [source, into] : {std::pair(from.weights.get(), to.weights.get()), std::pair(from.state.get(), to.state.get())}) {
       absl::Status put;
-      RETURN_IF_ERROR(source->Get(BlockKey(id), [&](absl::Span<const uint8_t> value) { put = target->Put(BlockKey(id), value); }));
+      RETURN_IF_ERROR(source->Get(BlockKey(id), [&, target = into](absl::Span<const uint8_t> value) { put = target->Put(BlockKey(id), value); }));
       RETURN_IF_ERROR(put);
     }
   }
