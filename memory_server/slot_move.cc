@@ -101,8 +101,10 @@ absl::Status SlotMover::ExportCut(const std::string& checkpoint_id, const SlotSe
   const absl::StatusOr<HeadStores> opened = shard_->checkpoints_->OpenCut(cut);
   if (!opened.ok()) return UnlessRemoved(checkpoint_id, opened.status());
   const HeadStores& stores = *opened;
+  const uint64_t purges = shard_->checkpoints_->purges();
   return stores.weights->Scan(kBlockKeyPrefix, [&](std::string_view key, absl::Span<const uint8_t> weights) -> absl::Status {
     ASSIGN_OR_RETURN(const BlockId id, ParseBlockKey(key));
+    if (shard_->checkpoints_->purges() != purges) return Aborted("blocks were purged on server \"{}\" while its slots were copied", shard_->server_id());
     if (!slots[SlotOf(id)]) return absl::OkStatus();
     absl::Status visited;
     RETURN_IF_ERROR(stores.state->Get(key, [&](absl::Span<const uint8_t> state) { visited = visit(id, weights, state); }));

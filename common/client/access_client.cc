@@ -9,6 +9,11 @@
 #include "common/rpc/wire.h"
 
 namespace membank {
+namespace {
+
+constexpr absl::Duration kReplicaLag = absl::Seconds(10);  // a replica follows the access table of its owner, a second behind
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<AccessClient>> AccessClient::Create(const MemoryClientOptions& options) {
   MemoryClientOptions one = options;
@@ -75,6 +80,24 @@ absl::StatusOr<PurgeSummary> AccessClient::Purge(const std::string& text) const 
   if (now->slot_map.epoch() != topology_->slot_map.epoch())
     return Aborted("the slot map changed from epoch {} to {} while {} was purged; purge it again", topology_->slot_map.epoch(),
                    now->slot_map.epoch(), text);
+  // After their owners, so that what a replica copies from now on is free of the prefix.
+  std::vector<MemoryPeer> replicas;
+  for (const MemoryPeer& peer : topology_->peers) {
+    for (const MemoryReplica& replica : peer.replicas) {
+      replicas.emplace_back().name = replica.name;
+      replicas.back().stub = v1::MemoryService::NewStub(replica.channel);
+    }
+  }
+  replies.resize(topology_->peers.size() + replicas.size());
+  RETURN_IF_ERROR(InParallel(replicas.size(), [&](size_t i) {
+    v1::PurgeBlocksReply* const reply = &replies[topology_->peers.size() + i];
+    const absl::Time blocked = absl::Now() + kReplicaLag;
+    while (true) {
+      const absl::Status status = CallPeer(replicas[i], deadline, true, &v1::MemoryService::Stub::PurgeBlocks, request, reply);
+      if (!absl::IsFailedPrecondition(status) || absl::Now() >= blocked) return status;
+      absl::SleepFor(absl::Milliseconds(200));
+    }
+  }));
   PurgeSummary summary;
   for (const v1::PurgeBlocksReply& reply : replies) {
     summary.blocks += reply.blocks();

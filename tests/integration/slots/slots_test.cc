@@ -386,6 +386,39 @@ TEST_F(SlotsTest, AKilledMoverFailsNoRequest) {
   fmt::print("{} kills of the mover, {} steps, the longest took {:.2f} s\n", killed, steps.load(), longest);
 }
 
+TEST_F(SlotsTest, APurgeReachesReplicas) {
+  ASSERT_OK(Begin(1, 1));
+  ASSERT_OK(Step(1));
+  ASSERT_OK(Checkpoint(1));
+  ASSERT_OK(trainer_->Publish("c1", "v1"));
+  ServerProcess replica("m0r", root_, {"--replica-of", "m0"});
+  ASSERT_OK(replica.Start());
+  const auto source = SlotMapSource::Open(map_path_);
+  ASSERT_OK((*source)->Replace(*(*source)->Load()->WithReplicas("m0", {replica.address()})));
+  const auto stub = v1::MemoryService::NewStub(grpc::CreateChannel(replica.address(), grpc::InsecureChannelCredentials()));
+  const auto header = [&] {  // of a block of v1 on the replica; blocked when it does not have the version yet
+    v1::FetchBlocksRequest request;
+    request.set_bank_version("v1");
+    ToProto(BlockId{2, 0}, request.add_blocks()->mutable_id());
+    v1::BlockHeader first;
+    first.set_blocked(true);
+    for (int i = 0; i < 500 && first.blocked(); ++i, std::this_thread::sleep_for(std::chrono::milliseconds(20))) {
+      grpc::ClientContext context;
+      const auto stream = stub->FetchBlocks(&context, request);
+      for (v1::FetchChunk chunk; stream->Read(&chunk);)
+        if (chunk.has_header()) first = chunk.header();
+      (void)stream->Finish();
+    }
+    return first;
+  };
+  EXPECT_EQ(header().version(), 1u);
+  ASSERT_EQ(Membank({"bank", "purge", "root", "--slot-map", map_path_}), 0);
+  ASSERT_EQ(Membank({"bank", "unblock", "root", "--slot-map", map_path_}), 0);
+  const v1::BlockHeader after = header();
+  EXPECT_FALSE(after.blocked());
+  EXPECT_EQ(after.version(), 0u) << "as if never trained";
+}
+
 // Published versions outlive their owner's absence on a replica, whether the owner died or hangs; rolling back is naming another version.
 TEST_F(SlotsTest, ReplicasServeVersionsWhileTheOwnerIsAway) {
   ASSERT_OK(Begin(1, 1));
