@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <utility>
 
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -67,18 +68,17 @@ inline Lane LastLane(const T* a) {                     // where k is odd and ste
 // butterfly: round by round the rows that differ in one bit of their number exchange the lanes that differ in the same bit.
 typedef uint32_t Lanes __attribute__((vector_size(64), aligned(2), may_alias));  // rows of bf16 begin at any element
 
+template <int kBit, size_t... i>
+inline void ExchangeLanes(Lanes& low, Lanes& high, std::index_sequence<i...>) {
+  const Lanes a = low, b = high;
+  low = __builtin_shufflevector(a, b, (i & kBit ? 16 + i - kBit : i)...);
+  high = __builtin_shufflevector(a, b, (i & kBit ? 16 + i : i + kBit)...);
+}
+
 template <int kBit>
 inline void ExchangeLanes(Lanes (&row)[16]) {
-  Lanes low, high;
-  for (uint32_t i = 0; i < 16; ++i) {
-    low[i] = i & kBit ? 16 + i - kBit : i;
-    high[i] = i & kBit ? 16 + i : i + kBit;
-  }
   for (int i = 0; i < 16; ++i) {
-    if (i & kBit) continue;
-    const Lanes a = row[i], b = row[i + kBit];
-    row[i] = __builtin_shuffle(a, b, low);
-    row[i + kBit] = __builtin_shuffle(a, b, high);
+    if (!(i & kBit)) ExchangeLanes<kBit>(row[i], row[i + kBit], std::make_index_sequence<16>());
   }
 }
 

@@ -119,7 +119,7 @@ void AppendKeysAndValues(const torch::Tensor& qkv, const Heads& shape, const std
     if (!s.keys.defined()) continue;
     const int64_t rows = s.end - s.begin, first = s.length - rows;
     if (!qkv.is_cpu()) {
-      const auto part = [&](int64_t column) {
+      const auto part = [&, g = g, dh = dh](int64_t column) {
         return qkv.narrow(0, s.begin, rows).narrow(1, column, g * dh).reshape({rows, g, dh}).transpose(0, 1);
       };
       s.keys.narrow(1, first, rows).copy_(part(h * dh));
