@@ -6,7 +6,7 @@ BAR, LEFT, WIDTH, TOP = 18, 430, 420, 46
 
 
 def svg(title, rows):
-    low = min(0.1, *(r["ratio"] for r in rows))
+    low = min(0.1, *(0.7 * r["ratio"] for r in rows))
     high = max(10.0, *(r["ratio"] for r in rows))
     x = lambda ratio: LEFT + WIDTH * (math.log10(ratio) - math.log10(low)) / (math.log10(high) - math.log10(low))
     height = TOP + BAR * len(rows) + 30
