@@ -1,6 +1,5 @@
 #include "cli/bank.h"
 
-#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -120,15 +119,7 @@ absl::Status ShowStatus(const BankCommand& command) {
 
 absl::Status Publish(const BankCommand& command) {
   ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, command.servers.Connect());
-  std::string id = command.checkpoint;
-  if (id == "latest") {
-    ASSIGN_OR_RETURN(std::vector<CheckpointInfo> checkpoints, client->ListCheckpoints());
-    std::erase_if(checkpoints, [](const CheckpointInfo& checkpoint) { return !checkpoint.committed; });
-    auto latest = std::max_element(checkpoints.begin(), checkpoints.end(),
-                                   [](const CheckpointInfo& a, const CheckpointInfo& b) { return a.step < b.step; });
-    if (latest == checkpoints.end()) return absl::NotFoundError("the bank has no committed checkpoint; `membank train` writes them");
-    id = latest->id;
-  }
+  ASSIGN_OR_RETURN(const std::string id, ResolveCheckpoint(*client, command.checkpoint));
   RETURN_IF_ERROR(client->Publish(id, command.version));
   if (command.json) fmt::print("{}\n", nlohmann::json{{"checkpoint", id}, {"version", command.version}}.dump());
   else fmt::print("published {} from checkpoint {}\n", command.version, id);

@@ -20,14 +20,6 @@ struct CheckpointCommand {
   std::string id = "latest", place;
 };
 
-absl::StatusOr<std::string> ResolveId(MemoryClient& client, const std::string& id) {
-  if (id != "latest") return id;
-  ASSIGN_OR_RETURN(const std::vector<CheckpointInfo> checkpoints, client.ListCheckpoints());
-  for (auto it = checkpoints.rbegin(); it != checkpoints.rend(); ++it)
-    if (it->committed) return it->id;
-  return absl::NotFoundError("the bank has no checkpoint that is committed on every server; `membank train` writes them");
-}
-
 absl::Status List(const CheckpointCommand& command) {
   ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, command.servers.Connect());
   ASSIGN_OR_RETURN(const std::vector<CheckpointInfo> checkpoints, client->ListCheckpoints());
@@ -52,7 +44,7 @@ absl::Status ReportDamage(const std::string& what, const std::vector<std::string
 
 absl::Status Verify(const CheckpointCommand& command) {
   ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, command.servers.Connect());
-  ASSIGN_OR_RETURN(const std::string id, ResolveId(*client, command.id));
+  ASSIGN_OR_RETURN(const std::string id, ResolveCheckpoint(*client, command.id));
   ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointClient> checkpoints, CheckpointClient::Connect(command.servers.Options()));
   ASSIGN_OR_RETURN(const std::vector<std::string> damage, checkpoints->Verify(id));
   return ReportDamage("checkpoint " + id, damage, command.json);
@@ -67,7 +59,7 @@ absl::Status VerifyBackupAt(const CheckpointCommand& command) {
 
 absl::Status Restore(const CheckpointCommand& command) {
   ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, command.servers.Connect());
-  ASSIGN_OR_RETURN(const std::string id, ResolveId(*client, command.id));
+  ASSIGN_OR_RETURN(const std::string id, ResolveCheckpoint(*client, command.id));
   RETURN_IF_ERROR(client->RestoreCheckpoint(id));
   fmt::print("checkpoint {} is the head; training goes on from there with a new epoch\n", id);
   return absl::OkStatus();
@@ -93,7 +85,7 @@ void Report(const char* verb, const TransferSummary& summary, const std::string&
 absl::Status Export(const CheckpointCommand& command) {
   ASSIGN_OR_RETURN(const std::unique_ptr<ObjectStore> store, ObjectStore::Open(command.place));
   ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, command.servers.Connect());
-  ASSIGN_OR_RETURN(const std::string id, ResolveId(*client, command.id));
+  ASSIGN_OR_RETURN(const std::string id, ResolveCheckpoint(*client, command.id));
   ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointClient> checkpoints, CheckpointClient::Connect(command.servers.Options()));
   ASSIGN_OR_RETURN(const TransferSummary summary, ExportCheckpoint(*checkpoints, client->spec(), id, *store));
   Report("exported", summary, command.place, command.json);

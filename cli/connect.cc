@@ -1,5 +1,7 @@
 #include "cli/connect.h"
 
+#include "common/base/status_macros.h"
+
 namespace membank {
 
 void MemoryServers::AddOptions(CLI::App* command) {
@@ -21,5 +23,13 @@ MemoryClientOptions MemoryServers::Options() const {
 }
 
 absl::StatusOr<std::unique_ptr<MemoryClient>> MemoryServers::Connect() const { return MemoryClient::Connect(Options()); }
+
+absl::StatusOr<std::string> ResolveCheckpoint(MemoryClient& client, const std::string& id) {
+  if (id != "latest") return id;
+  ASSIGN_OR_RETURN(const std::vector<CheckpointInfo> checkpoints, client.ListCheckpoints());
+  for (auto it = checkpoints.rbegin(); it != checkpoints.rend(); ++it)
+    if (it->committed) return it->id;
+  return NotFound("the bank has no checkpoint that is committed on every server; `membank train` writes them");
+}
 
 }  // namespace membank

@@ -23,4 +23,7 @@ struct MemoryServers {
   absl::StatusOr<std::unique_ptr<MemoryClient>> Connect() const;
 };
 
+// A checkpoint's id: as given, or for "latest" the one made last of those that are committed on every server. NOT_FOUND: none is.
+absl::StatusOr<std::string> ResolveCheckpoint(MemoryClient& client, const std::string& id);
+
 }  // namespace membank

@@ -172,6 +172,18 @@ def check_damage(directory, servers, backup):
         assert "there is no backup" in missing.stderr, missing.stderr
 
 
+def check_restore(servers):
+    """An older checkpoint becomes the head; "latest" stays the newest one that was made, for every command."""
+    listed = json.loads(checkpoint(servers, "list", "--json").stdout)
+    older, newest = listed[0], listed[-1]
+    assert older["step"] < newest["step"] and all(one["committed"] for one in listed), listed
+    checkpoint(servers, "restore", "--id", older["id"])
+    status = json.loads(membank("bank", "status", "--slot-map", servers.slot_map, "--json").stdout)
+    assert status["head_step"] == older["step"], status
+    published = json.loads(membank("bank", "publish", "--slot-map", servers.slot_map, "--version", "newest", "--json").stdout)
+    assert published["checkpoint"] == newest["id"], (published, listed)
+
+
 def main():
     with tempfile.TemporaryDirectory(prefix="membank-checkpoints-") as name:
         directory = pathlib.Path(name)
@@ -214,6 +226,8 @@ def main():
                 if place:
                     check_s3(directory, one, expected, place)
                     print("ok  S3: moto")
+            check_restore(one)
+            print("ok  a restored checkpoint is the head")
 
         with contextlib.closing(MemoryServers(directory / "damaged", spec, 2)) as two:
             two.start()
