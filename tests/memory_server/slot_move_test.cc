@@ -319,7 +319,7 @@ TEST(SlotMove, RandomOperationsEqualAModel) {
   for (const uint32_t seed : {1u, 2u, 3u, 4u}) {
     SCOPED_TRACE(fmt::format("seed {}", seed));
     std::mt19937 random(seed);
-    const auto below = [&](uint32_t n) { return random() % n; };
+    const auto below = [&](uint32_t n) { return static_cast<uint32_t>(random() % n); };
     Cluster cluster(fmt::format("random{}", seed));
     std::map<BlockId, int> head, committed;
     for (BlockId id : cluster.Blocks()) head[id] = committed[id] = 0;

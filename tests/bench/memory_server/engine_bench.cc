@@ -73,7 +73,7 @@ enum class Weights { kF32, kMaster, kStochastic };
 std::vector<Gradient> Gradients(DType dtype) {
   std::vector<Gradient> gradients;
   for (size_t i = 0; i < kBlocks; ++i) {
-    Gradient& gradient = gradients.emplace_back(dtype, Buffer(GradientBytes(dtype, kShape)));
+    Gradient& gradient = gradients.emplace_back(Gradient{dtype, Buffer(GradientBytes(dtype, kShape))});
     std::vector<float> values(kElements, 1e-3f);
     if (dtype == kI8Rows) EncodeInt8Rows(kShape, absl::MakeSpan(values), gradient.bytes.span());
     else EncodePayload(values, dtype, gradient.bytes.span());
