@@ -3,9 +3,10 @@
 #include <algorithm>
 #include <filesystem>
 
-#include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
+#include "memory_server/checked_json.h"
 
 namespace membank {
 namespace {
@@ -59,8 +60,8 @@ absl::StatusOr<std::unique_ptr<AccessControl>> AccessControl::Open(const std::st
   const std::string path = data_directory + "/access.json";
   std::unique_ptr<AccessControl> control(new AccessControl(path, fan_out, depth, options));
   if (!std::filesystem::exists(path)) return control;
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  absl::StatusOr<AccessTable> table = AccessTable::FromJson(text);
+  const absl::StatusOr<nlohmann::json> json = ReadCheckedJson(path);
+  absl::StatusOr<AccessTable> table = json.ok() ? AccessTable::FromJson(json->dump()) : json.status();
   if (table.ok()) {
     if (const absl::Status valid = table->Validate(fan_out, depth); !valid.ok()) table = valid;
   }
@@ -152,7 +153,7 @@ absl::Status AccessControl::Replace(const Caller& caller, const AccessTable& nex
   };
   std::erase_if(changed, [&](TreePrefix prefix) { return rule_of(*now, prefix) == rule_of(next, prefix); });
   for (const TreePrefix prefix : changed) RETURN_IF_ERROR(CheckControls(*now, caller, prefix));
-  RETURN_IF_ERROR(WriteFileAtomic(path_, next.ToJson()));
+  RETURN_IF_ERROR(WriteCheckedJson(path_, *ParseJson(next.ToJson())));
   for (const TreePrefix prefix : changed) {
     const AccessRule rule = rule_of(next, prefix);
     LOG_INFO("access epoch {}: {} sets prefix {}: owner '{}', {} readers{}", next.epoch, ToString(caller), ToString(prefix, fan_out_), rule.owner,
@@ -167,7 +168,7 @@ absl::Status AccessControl::Follow(const AccessTable& next) {
   RETURN_IF_ERROR(next.Validate(fan_out_, depth_));
   absl::MutexLock change(&change_mu_);
   if (next.epoch <= table()->epoch) return absl::OkStatus();
-  RETURN_IF_ERROR(WriteFileAtomic(path_, next.ToJson()));
+  RETURN_IF_ERROR(WriteCheckedJson(path_, *ParseJson(next.ToJson())));
   absl::MutexLock lock(&mu_);
   table_ = std::make_shared<AccessTable>(next);
   return absl::OkStatus();

@@ -10,10 +10,10 @@
 #include "common/base/crc32c.h"
 #include "common/base/fail_point.h"
 #include "common/base/file.h"
-#include "common/base/json.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
 #include "memory_server/block_record.h"
+#include "memory_server/checked_json.h"
 #include "nlohmann/json.hpp"
 
 namespace membank {
@@ -54,13 +54,6 @@ nlohmann::json MarksToJson(const CutMarks& marks, const CutDigest& digest, const
 
 namespace {
 
-absl::StatusOr<Json> ReadJson(const std::string& path) {
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  Json json = ParseJson(text).value_or(Json());
-  if (!json.is_object()) return DataLoss("manifest {} is damaged: not a JSON object", path);
-  return json;
-}
-
 absl::StatusOr<uint64_t> NumberAt(const Json& json, const char* key, const std::string& path) {
   const auto it = json.find(key);
   if (it == json.end() || !it->is_number_unsigned()) return DataLoss("manifest {} is damaged: \"{}\" is not a number", path, key);
@@ -93,11 +86,11 @@ absl::Status ReadMarks(const Json& json, const std::string& path, const std::str
 absl::StatusOr<Cut> ReadCut(const std::string& id, const std::string& directory, const std::string& spec_hash) {
   Cut cut{id, directory};
   const std::string manifest = directory + kManifest, committed = directory + kCommitted;
-  ASSIGN_OR_RETURN(const Json json, ReadJson(manifest));
+  ASSIGN_OR_RETURN(const Json json, ReadCheckedJson(manifest));
   RETURN_IF_ERROR(ReadMarks(json, manifest, spec_hash, &cut.marks, &cut.digest, &cut.held));
   ASSIGN_OR_RETURN(cut.prepared, NumberAt(json, "sequence", manifest));
   if (fs::exists(committed)) {
-    ASSIGN_OR_RETURN(const Json mark, ReadJson(committed));
+    ASSIGN_OR_RETURN(const Json mark, ReadCheckedJson(committed));
     ASSIGN_OR_RETURN(cut.committed, NumberAt(mark, "sequence", committed));
   }
   return cut;
@@ -197,7 +190,7 @@ absl::Status CheckpointStore::LoadVersions() {
 
 absl::Status CheckpointStore::LoadVersion(const std::string& directory, Version* version) const {
   const std::string manifest = directory + kManifest;
-  ASSIGN_OR_RETURN(const Json json, ReadJson(manifest));
+  ASSIGN_OR_RETURN(const Json json, ReadCheckedJson(manifest));
   RETURN_IF_ERROR(ReadMarks(json, manifest, spec_hash_, &version->marks, &version->digest, &version->held));
   ASSIGN_OR_RETURN(version->checkpoint_id, StringAt(json, "checkpoint", manifest));
   ASSIGN_OR_RETURN(version->weights, open_store_(directory + kWeights, StoreAccess::kReadOnly));
@@ -263,7 +256,7 @@ absl::Status CheckpointStore::Prepare(const std::string& id, const CutMarks& mar
   Json manifest = MarksToJson(marks, digest, held, spec_hash_);
   manifest["id"] = id;
   manifest["sequence"] = sequence;
-  RETURN_IF_ERROR(WriteFileAtomic(building + kManifest, manifest.dump(1)));
+  RETURN_IF_ERROR(WriteCheckedJson(building + kManifest, manifest));
   MEMBANK_FAIL_POINT("checkpoint.prepare.manifest");
   RETURN_IF_ERROR(MakeVisible(building, directory));
   MEMBANK_FAIL_POINT("checkpoint.prepare.visible");
@@ -276,7 +269,7 @@ absl::Status CheckpointStore::Commit(const std::string& id, uint32_t keep) {
   ASSIGN_OR_RETURN(Cut cut, Find(id));
   cut.committed = NextSequence();
   MEMBANK_FAIL_POINT("checkpoint.commit.begun");
-  RETURN_IF_ERROR(WriteFileAtomic(cut.directory + kCommitted, Json{{"sequence", cut.committed}}.dump()));
+  RETURN_IF_ERROR(WriteCheckedJson(cut.directory + kCommitted, Json{{"sequence", cut.committed}}));
   MEMBANK_FAIL_POINT("checkpoint.commit.marked");
   {
     absl::MutexLock lock(&mu_);
@@ -313,7 +306,7 @@ absl::Status CheckpointStore::Publish(const std::string& id, const std::string& 
   MEMBANK_FAIL_POINT("publish.cloned");
   Json manifest = MarksToJson(cut.marks, cut.digest, cut.held, spec_hash_);
   manifest["checkpoint"] = id;
-  RETURN_IF_ERROR(WriteFileAtomic(building + kManifest, manifest.dump(1)));
+  RETURN_IF_ERROR(WriteCheckedJson(building + kManifest, manifest));
   MEMBANK_FAIL_POINT("publish.manifest");
   RETURN_IF_ERROR(MakeVisible(building, directory));
   MEMBANK_FAIL_POINT("publish.visible");
@@ -390,10 +383,10 @@ absl::StatusOr<CutDigest> CheckpointStore::PurgeDirectory(const std::string& dir
       if (!scanned.ok() && !absl::IsDataLoss(scanned)) return scanned;
       if (scanned.ok() && (all == recorded || kept == recorded)) {
         digest = kept;
-        ASSIGN_OR_RETURN(Json manifest, ReadJson(directory + kManifest));
+        ASSIGN_OR_RETURN(Json manifest, ReadCheckedJson(directory + kManifest));
         manifest["blocks"] = kept.blocks;
         manifest["blocks_crc32c"] = kept.crc32c;
-        RETURN_IF_ERROR(WriteFileAtomic(directory + kManifest, manifest.dump(1)));
+        RETURN_IF_ERROR(WriteCheckedJson(directory + kManifest, manifest));
       } else {
         LOG_ERROR("{} is damaged and stays so: its blocks are not those of its manifest", directory);
       }

@@ -2,7 +2,7 @@
 //   <data>/checkpoints/<id>/   weights/ state/   two stores' cuts (hard links)
 //                              manifest.json     what the cut holds; written last, then the directory is renamed from .new-<id>
 //                              committed.json    {"sequence": n}: the highest n is what a restart goes back to
-//   <data>/versions/<name>/    weights/ manifest.json
+//   <data>/versions/<name>/    weights/ manifest.json       every .json with its checksum (checked_json.h)
 //   <data>/head/<n>/           weights/ state/   the live stores below the shard: scratch, made from a cut at every start and restore
 // Nothing in them changes, except by Purge. Whatever is removed is first renamed to .trash-*; Open finishes what was interrupted, so that every name without a dot is whole.
 //

@@ -8,6 +8,7 @@
 #include "common/base/file.h"
 #include "common/base/status_macros.h"
 #include "memory_server/block_record.h"
+#include "memory_server/checked_json.h"
 #include "nlohmann/json.hpp"
 
 namespace membank {
@@ -108,7 +109,7 @@ absl::Status CutMerge::Finish() {
   } else {
     manifest["checkpoint"] = source_.checkpoint_id;
   }
-  RETURN_IF_ERROR(WriteFileAtomic(building_ + "/manifest.json", manifest.dump(1)));
+  RETURN_IF_ERROR(WriteCheckedJson(building_ + "/manifest.json", manifest));
   return SyncDirectory(building_);
 }
 
@@ -124,7 +125,7 @@ absl::Status CheckpointStore::Install(CutMerge* merge) {
     if (!same) return Aborted("checkpoint {} changed while slots were moved into it", source.checkpoint_id);
     if (existing.ok()) cut.committed = existing->committed;
     if (cut.committed > 0)
-      RETURN_IF_ERROR(WriteFileAtomic(merge->building_ + "/committed.json", nlohmann::json{{"sequence", cut.committed}}.dump()));
+      RETURN_IF_ERROR(WriteCheckedJson(merge->building_ + "/committed.json", {{"sequence", cut.committed}}));
   }
   const unsigned flags = merge->replaces_ ? RENAME_EXCHANGE : RENAME_NOREPLACE;
   if (::renameat2(AT_FDCWD, merge->building_.c_str(), AT_FDCWD, merge->directory_.c_str(), flags) != 0)

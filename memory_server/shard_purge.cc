@@ -7,10 +7,10 @@
 
 #include "common/base/fail_point.h"
 #include "common/base/file.h"
-#include "common/base/json.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
 #include "memory_server/block_record.h"
+#include "memory_server/checked_json.h"
 #include "memory_server/shard.h"
 #include "memory_server/shard_state.h"
 #include "nlohmann/json.hpp"
@@ -20,14 +20,14 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr char kPurgeFile[] = "/purge.json";  // [[level, cluster], ...]
+constexpr char kPurgeFile[] = "/purge.json";  // {"prefixes": [[level, cluster], ...]}
 
 absl::StatusOr<std::vector<TreePrefix>> ReadPurges(const std::string& data_directory, const BankSpec& spec) {
   const std::string path = data_directory + kPurgeFile;
   std::vector<TreePrefix> prefixes;
   if (!std::filesystem::exists(path)) return prefixes;
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  const Json json = ParseJson(text).value_or(Json());
+  ASSIGN_OR_RETURN(const Json file, ReadCheckedJson(path));
+  const Json json = file.value("prefixes", Json());
   const auto is_number = [](const Json& value) { return value.is_number_unsigned() && value.get<uint64_t>() <= UINT32_MAX; };
   bool valid = json.is_array();
   for (size_t i = 0; valid && i < json.size(); ++i) {
@@ -43,7 +43,7 @@ absl::StatusOr<std::vector<TreePrefix>> ReadPurges(const std::string& data_direc
 absl::Status WritePurges(const std::string& data_directory, const std::vector<TreePrefix>& prefixes) {
   Json json = Json::array();
   for (const TreePrefix prefix : prefixes) json.push_back({prefix.level, prefix.cluster});
-  return WriteFileAtomic(data_directory + kPurgeFile, json.dump());
+  return WriteCheckedJson(data_directory + kPurgeFile, {{"prefixes", json}});
 }
 
 absl::Status RemovePurges(const std::string& data_directory) {

@@ -11,7 +11,7 @@
 
 namespace membank {
 
-inline constexpr char kRunsFile[] = "/runs.json";  // in the data directory, {"<run id>": <highest epoch>}: fences outlive a crash
+inline constexpr char kRunsFile[] = "/runs.json";  // in the data directory, {"epochs": {"<run id>": <highest>}}: fences outlive a crash
 
 // The pushes of a step that is not applied yet.
 struct Shard::PendingStep {

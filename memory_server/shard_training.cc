@@ -7,10 +7,9 @@
 #include "absl/time/clock.h"
 #include "common/bank/gradient_codec.h"
 #include "common/base/fail_point.h"
-#include "common/base/file.h"
-#include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "memory_server/block_update.h"
+#include "memory_server/checked_json.h"
 #include "memory_server/shard.h"
 #include "memory_server/shard_state.h"
 #include "nlohmann/json.hpp"
@@ -74,11 +73,11 @@ std::vector<double> AddSums(const std::vector<std::vector<double>>& ranks) {
 absl::Status Shard::LoadRuns() {
   const std::string path = options_.data_directory + kRunsFile;
   if (!std::filesystem::exists(path)) return absl::OkStatus();
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  const Json json = ParseJson(text).value_or(Json());
-  if (!json.is_object()) return DataLoss("{} is damaged: not a JSON object", path);
+  ASSIGN_OR_RETURN(const Json json, ReadCheckedJson(path));
+  const auto epochs = json.find("epochs");
+  if (epochs == json.end() || !epochs->is_object()) return DataLoss("{} is damaged: it has no object \"epochs\"", path);
   absl::MutexLock lock(&run_mu_);
-  for (const auto& [run_id, epoch] : json.items()) {
+  for (const auto& [run_id, epoch] : epochs->items()) {
     if (!epoch.is_number_unsigned()) return DataLoss("{} is damaged: the epoch of run \"{}\" is {}", path, run_id, epoch.dump());
     run_epochs_[run_id] = epoch.get<uint64_t>();
   }
@@ -122,7 +121,7 @@ absl::StatusOr<uint64_t> Shard::BeginRun(const RunSettings& settings) {
   SetSnapshot(nullptr);
   // Only train_mu_ is held over the write: nobody else changes the runs meanwhile.
   runs[settings.run_id] = settings.epoch;
-  RETURN_IF_ERROR(WriteFileAtomic(options_.data_directory + kRunsFile, runs.dump(1)));
+  RETURN_IF_ERROR(WriteCheckedJson(options_.data_directory + kRunsFile, {{"epochs", runs}}));
   MEMBANK_FAIL_POINT("run.fenced");
   absl::MutexLock lock(&run_mu_);
   run_epochs_[settings.run_id] = settings.epoch;

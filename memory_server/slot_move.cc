@@ -3,10 +3,10 @@
 #include <algorithm>
 
 #include "absl/time/clock.h"
-#include "common/base/file.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
 #include "memory_server/block_record.h"
+#include "memory_server/checked_json.h"
 #include "memory_server/shard_state.h"
 #include "nlohmann/json.hpp"
 
@@ -316,7 +316,7 @@ absl::Status SlotMover::TakeSlots(Incoming* incoming) {
   if (joins) {
     nlohmann::json runs = nlohmann::json::object();
     for (const auto& [run_id, epoch] : incoming->source.run_epochs) runs[run_id] = epoch;
-    const absl::Status written = WriteFileAtomic(shard_->options_.data_directory + kRunsFile, runs.dump(1));
+    const absl::Status written = WriteCheckedJson(shard_->options_.data_directory + kRunsFile, {{"epochs", runs}});
     if (!written.ok()) LOG_ERROR("the fences of the runs are not durable here: {}", written.ToString());
   }
   absl::MutexLock lock(&shard_->run_mu_);

@@ -2,9 +2,9 @@
 #include <fstream>
 #include <iterator>
 
-#include "common/base/file.h"
 #include "gmock/gmock.h"
 #include "memory_server/block_record.h"
+#include "memory_server/checked_json.h"
 #include "tests/memory_server/shard_fixture.h"
 
 namespace membank {
@@ -203,9 +203,9 @@ TEST_P(PurgeTest, DamageStaysRecordedAndUnreadableVersionsGo) {
   ASSERT_OK(shard->PrepareCheckpoint("b", 1));
   shard.reset();
   const std::string manifest = options.data_directory + "/checkpoints/b/manifest.json";
-  std::string text = *ReadFile(manifest);
-  text.replace(text.find("\"blocks\": 8"), 11, "\"blocks\": 9");
-  ASSERT_OK(WriteFileAtomic(manifest, text));
+  nlohmann::json json = *ReadCheckedJson(manifest);
+  json["blocks"] = 9;
+  ASSERT_OK(WriteCheckedJson(manifest, json));
   fs::resize_file(options.data_directory + "/versions/v1/manifest.json", 10);
   Open();
   ASSERT_OK(shard->Purge({1, 1}));

@@ -131,7 +131,7 @@ class Trainer {
     RETURN_IF_ERROR(client_.AbortCheckpoint(fmt::format("a{}", head_)));
     const std::string id = fmt::format("c{}", head_);
     RETURN_IF_ERROR(Checkpoint(id, head_));
-    if (Chance(15)) RETURN_IF_ERROR(Publish(id));
+    if (Chance(30)) RETURN_IF_ERROR(Publish(id));
     RETURN_IF_ERROR(Step());
     if (Chance(30)) {
       RETURN_IF_ERROR(client_.RestoreCheckpoint(id));
@@ -140,7 +140,7 @@ class Trainer {
     }
     RETURN_IF_ERROR(client_.PrepareCheckpoint(fmt::format("d{}", head_), head_));
     RETURN_IF_ERROR(client_.DeleteCheckpoint(fmt::format("d{}", head_)));
-    if (Chance(20) && published_.size() < kMaxVersionsAtPurge) RETURN_IF_ERROR(Purge());
+    if (Chance(40) && published_.size() < kMaxVersionsAtPurge) RETURN_IF_ERROR(Purge());
     ++counts_["rounds"];
     return absl::OkStatus();
   }

@@ -289,8 +289,14 @@ TEST_F(AccessMatrix, TheTableOutlivesTheServer) {
   const auto reopened = AccessControl::Open(directory_.path() + "/m0", 4, 2, {});
   ASSERT_TRUE(reopened.ok()) << reopened.status();
   EXPECT_EQ(*(*reopened)->table(), table_);
+  const std::string whole = *ReadFile(directory_.path() + "/m0/access.json");
   ASSERT_TRUE(WriteFileAtomic(directory_.path() + "/m0/access.json", "{\"epoch\": 3").ok());
   EXPECT_EQ(AccessControl::Open(directory_.path() + "/m0", 4, 2, {}).status().code(), absl::StatusCode::kDataLoss);
+  const std::string file = directory_.path() + "/m0/access.json";
+  std::string other_owner = whole;
+  other_owner.replace(other_owner.find("alice"), 5, "malle");
+  ASSERT_TRUE(WriteFileAtomic(file, other_owner).ok());
+  EXPECT_THAT(std::string(AccessControl::Open(directory_.path() + "/m0", 4, 2, {}).status().message()), testing::HasSubstr("its CRC32C is"));
 }
 
 // Without TLS everybody is anonymous: may administer what nobody owns, and nothing that somebody owns.
