@@ -52,6 +52,8 @@ enum class Durability : uint8_t {
   kStep,        // every step is on disk before it is acknowledged
 };
 
+using RunEpochs = std::map<std::string, uint64_t>;  // run id -> highest epoch ever begun: smaller ones are fenced
+
 struct ShardOptions {
   std::string data_directory;
   std::string server_id;                            // one of the slot map's servers, or one that is to join them
@@ -264,6 +266,7 @@ class Shard {
   double SumRanks(PendingStep* pending) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
   absl::Status UpdateBlock(BlockId id, const Gradient& gradient, const RunSettings& run, uint64_t step, const ApplyParameters& parameters);
   absl::Status LoadRuns() ABSL_LOCKS_EXCLUDED(run_mu_);
+  absl::Status WriteRuns(const RunEpochs& epochs) const;
   std::unique_ptr<Snapshot> ClaimSnapshot(const std::string& id, uint64_t step) ABSL_LOCKS_EXCLUDED(snapshot_mu_);
   void SetSnapshot(std::unique_ptr<Snapshot> snapshot) ABSL_LOCKS_EXCLUDED(snapshot_mu_);
   bool HasSnapshot() ABSL_LOCKS_EXCLUDED(snapshot_mu_);
@@ -327,7 +330,7 @@ class Shard {
   bool stopping_ ABSL_GUARDED_BY(run_mu_) = false;
   bool run_active_ ABSL_GUARDED_BY(run_mu_) = false;                      // false until BeginRun after a start, restore or purge
   RunSettings run_ ABSL_GUARDED_BY(run_mu_);
-  std::map<std::string, uint64_t> run_epochs_ ABSL_GUARDED_BY(run_mu_);   // highest epoch ever begun; durable in runs.json
+  RunEpochs run_epochs_ ABSL_GUARDED_BY(run_mu_);   // highest epoch ever begun; durable in runs.json
   uint64_t head_step_ ABSL_GUARDED_BY(run_mu_) = 0;
   std::vector<uint64_t> next_step_ ABSL_GUARDED_BY(run_mu_);              // per rank
   std::map<uint64_t, std::unique_ptr<PendingStep>> pending_ ABSL_GUARDED_BY(run_mu_);

@@ -83,7 +83,6 @@ absl::StatusOr<PurgeResult> Shard::Purge(TreePrefix prefix) {
   RETURN_IF_ERROR(AwaitCutsThawed());
   SetSnapshot(nullptr);  // before train_mu_: the step that holds it may be waiting for the room of images that nobody will write
   absl::MutexLock train(&train_mu_);
-  SetSnapshot(nullptr);
   {
     absl::MutexLock lock(&run_mu_);
     if (stopping_) return Unavailable("server \"{}\" is shutting down", options_.server_id);

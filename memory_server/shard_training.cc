@@ -84,6 +84,12 @@ absl::Status Shard::LoadRuns() {
   return absl::OkStatus();
 }
 
+absl::Status Shard::WriteRuns(const RunEpochs& epochs) const {
+  Json runs = Json::object();
+  for (const auto& [run_id, epoch] : epochs) runs[run_id] = epoch;
+  return WriteCheckedJson(options_.data_directory + kRunsFile, {{"epochs", runs}});
+}
+
 absl::Status Shard::CheckBegin(const RunSettings& settings) const {
   if (stopping_) return Unavailable("server \"{}\" is shutting down", options_.server_id);
   if (IsSealed()) return Unavailable("slots of server \"{}\" are moving; begin run {} again", options_.server_id, settings.run_id);
@@ -111,20 +117,20 @@ absl::StatusOr<uint64_t> Shard::BeginRun(const RunSettings& settings) {
   }
   SetSnapshot(nullptr);  // before train_mu_: the step that holds it may be waiting for the room of images that nobody will write
   absl::MutexLock train(&train_mu_);
-  Json runs = Json::object();
+  RunEpochs epochs;
   {
     absl::MutexLock lock(&run_mu_);
     if (run_active_ && settings == run_) return head_step_;
     RETURN_IF_ERROR(CheckBegin(settings));
-    for (const auto& [run_id, epoch] : run_epochs_) runs[run_id] = epoch;
+    epochs = run_epochs_;
   }
   SetSnapshot(nullptr);
   // Only train_mu_ is held over the write: nobody else changes the runs meanwhile.
-  runs[settings.run_id] = settings.epoch;
-  RETURN_IF_ERROR(WriteCheckedJson(options_.data_directory + kRunsFile, {{"epochs", runs}}));
+  epochs[settings.run_id] = settings.epoch;
+  RETURN_IF_ERROR(WriteRuns(epochs));
   MEMBANK_FAIL_POINT("run.fenced");
   absl::MutexLock lock(&run_mu_);
-  run_epochs_[settings.run_id] = settings.epoch;
+  run_epochs_ = std::move(epochs);
   run_ = settings;
   run_active_ = true;
   next_step_.assign(settings.world_size, settings.first_step);

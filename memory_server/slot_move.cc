@@ -6,9 +6,7 @@
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
 #include "memory_server/block_record.h"
-#include "memory_server/checked_json.h"
 #include "memory_server/shard_state.h"
-#include "nlohmann/json.hpp"
 
 namespace membank {
 namespace {
@@ -46,7 +44,7 @@ SlotSourceState SlotMover::State() const {
     state.run_active = shard_->run_active_;
     state.run = shard_->run_;
     state.run_epochs = shard_->run_epochs_;
-    if (shard_->seal_.has_value() && shard_->seal_->first_refused == shard_->head_step_ + 1 && absl::Now() < shard_->seal_->until)
+    if (shard_->IsSealed() && shard_->seal_->first_refused == shard_->head_step_ + 1)
       state.sealed_by = shard_->seal_->move_id;
   }
   for (const BlockTable::Listed& block : shard_->table_->List()) state.slot_bytes[SlotOf(block.id)] += block.payload_bytes;
@@ -253,7 +251,6 @@ absl::Status SlotMover::Adopt(const SlotMap& map) {
   shard_->SetSnapshot(nullptr);  // none when the server is sealed; before train_mu_: a step may be waiting for the room of its images
   absl::MutexLock train(&shard_->train_mu_);
   RETURN_IF_ERROR(CheckMovable());
-  shard_->SetSnapshot(nullptr);
   return Switch(map, lost, gained);
 }
 
@@ -313,10 +310,13 @@ absl::Status SlotMover::TakeSlots(Incoming* incoming) {
     shard_->table_->FinishUpdate(std::move(update), image.version, image.crc32c, std::move(image.payload));
   }
   const bool joins = !Listed();
+  RunEpochs epochs = incoming->source.run_epochs;
   if (joins) {
-    nlohmann::json runs = nlohmann::json::object();
-    for (const auto& [run_id, epoch] : incoming->source.run_epochs) runs[run_id] = epoch;
-    const absl::Status written = WriteCheckedJson(shard_->options_.data_directory + kRunsFile, {{"epochs", runs}});
+    {
+      absl::MutexLock lock(&shard_->run_mu_);
+      for (const auto& [run_id, epoch] : shard_->run_epochs_) epochs[run_id] = std::max(epochs[run_id], epoch);
+    }
+    const absl::Status written = shard_->WriteRuns(epochs);
     if (!written.ok()) LOG_ERROR("the fences of the runs are not durable here: {}", written.ToString());
   }
   absl::MutexLock lock(&shard_->run_mu_);
@@ -325,7 +325,7 @@ absl::Status SlotMover::TakeSlots(Incoming* incoming) {
     shard_->head_step_ = source.head_step;
     shard_->run_ = source.run;
     shard_->run_active_ = source.run_active;
-    for (const auto& [run_id, epoch] : source.run_epochs) shard_->run_epochs_[run_id] = std::max(shard_->run_epochs_[run_id], epoch);
+    shard_->run_epochs_ = std::move(epochs);
     shard_->next_step_.assign(source.run.world_size, source.head_step + 1);
     shard_->members_.assign(source.run.world_size, "");
     shard_->DropPending();

@@ -33,7 +33,7 @@ struct SlotSourceState {
   uint64_t head_step = 0;
   bool run_active = false;
   RunSettings run;
-  std::map<std::string, uint64_t> run_epochs;   // fences
+  RunEpochs run_epochs;   // fences
   std::string sealed_by;                        // the move that sealed it, and every step before the fence is applied
   std::vector<MergeSource> cuts, versions;      // oldest first
   std::vector<uint64_t> slot_bytes;             // payloads of touched blocks, by slot

@@ -194,6 +194,23 @@ TEST(SlotMove, ACheckpointThatHasBegunIsWrittenBeforeASeal) {
   ASSERT_OK(cluster.mover("m0").Seal("a", 0, kLong));
 }
 
+TEST(SlotMove, AServerThatJoinsKeepsTheFencesItHad) {
+  Cluster cluster("fences");
+  const RunSettings earlier{"earlier", 7, 1, 0, 1, OptimizerKind::kSgd};  // m2 was in a cluster before
+  ASSERT_OK(cluster.shard("m2").BeginRun(earlier));
+  cluster.Start("m2");
+  ASSERT_OK(cluster.Begin(1));
+  ASSERT_OK(cluster.Step(1, cluster.Blocks()));
+  const SlotSet slots = *ParseSlots("0,2,4");
+  ASSERT_OK(cluster.SealBoth("a", "m0", "m2"));
+  ASSERT_OK(cluster.Copy("a", "m0", "m2", slots, true));
+  cluster.Switch("m2", slots);
+  ASSERT_OK(cluster.Step(2, cluster.Blocks()));
+  cluster.Start("m2");
+  EXPECT_CODE(cluster.shard("m2").BeginRun(earlier), kAborted, "run earlier epoch 7 is fenced");
+  EXPECT_CODE(cluster.shard("m2").BeginRun({"r", 1, 1, 0, 1, OptimizerKind::kSgd}), kAborted, "run r epoch 1 is fenced");
+}
+
 TEST(SlotMove, ServersWithAStepLogKeepTheirSlots) {
   Cluster cluster("step");
   ASSERT_OK(cluster.Begin(1));
