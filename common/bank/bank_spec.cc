@@ -158,8 +158,7 @@ std::string BankSpec::ToJson() const {
 }
 
 absl::StatusOr<BankSpec> BankSpec::FromJson(const std::string& text) {
-  const Json json = ParseJson(text).value_or(Json());
-  if (!json.is_object()) return InvalidArgument("bank spec: not a JSON object: \"{}\"", text.substr(0, 80));
+  ASSIGN_OR_RETURN(const Json json, ParseJsonObject(text, "the bank spec"));
   MemberReader members(json);
   BankSpec spec;
   ASSIGN_OR_RETURN(spec.anchor_fingerprint, members.String("anchor_fingerprint"));

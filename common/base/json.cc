@@ -36,4 +36,11 @@ absl::StatusOr<nlohmann::json> ParseJson(std::string_view text) {
   }
 }
 
+absl::StatusOr<nlohmann::json> ParseJsonObject(std::string_view text, std::string_view where) {
+  absl::StatusOr<nlohmann::json> json = ParseJson(text);
+  if (!json.ok()) return InvalidArgument("{} is not a JSON object: {}", where, std::string(json.status().message()));
+  if (!json->is_object()) return InvalidArgument("{} is not a JSON object but a JSON {}", where, json->type_name());
+  return json;
+}
+
 }  // namespace membank

@@ -136,8 +136,9 @@ absl::StatusOr<Index> ReadIndex(const std::string& directory) {
     return NotFound("{} holds no packed corpus (no index.json); `membank corpus build --output {}` writes one", directory, directory);
   }
   RETURN_IF_ERROR(text.status());
-  const Json json = ParseJson(*text).value_or(Json());
-  if (!json.is_object()) return DataLoss("{}: not a JSON object; the file is damaged", path);
+  const absl::StatusOr<Json> parsed = ParseJsonObject(*text, path);
+  if (!parsed.ok()) return DataLoss("{}; the file is damaged", std::string(parsed.status().message()));
+  const Json& json = *parsed;
   Index index;
   try {
     if (json.at("magic") != kIndexMagic) return DataLoss("{}: magic is {}, not \"{}\"", path, json.at("magic").dump(), kIndexMagic);

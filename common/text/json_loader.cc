@@ -16,9 +16,7 @@ using Json = nlohmann::json;
 
 absl::StatusOr<Json> ReadJson(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  Json json = ParseJson(text).value_or(Json());
-  if (!json.is_object()) return InvalidArgument("{} is not a JSON object", path);
-  return json;
+  return ParseJsonObject(text, path);
 }
 
 // A part of a JSON object with its place in the file, for errors. A member that is absent or null takes its default.

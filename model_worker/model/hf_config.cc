@@ -45,8 +45,7 @@ absl::Status CheckRope(const Json& rope, const std::string& where) {
 }  // namespace
 
 absl::StatusOr<ModelConfig> ParseHuggingFaceConfig(const std::string& text, const std::string& where) {
-  const Json json = ParseJson(text).value_or(Json());
-  if (!json.is_object()) return InvalidArgument("{} is not a JSON object", where);
+  ASSIGN_OR_RETURN(const Json json, ParseJsonObject(text, where));
   std::string architecture = "(none)";
   const auto names = json.find("architectures");
   if (names != json.end() && names->is_array() && !names->empty() && (*names)[0].is_string()) {

@@ -92,8 +92,8 @@ absl::StatusOr<std::vector<std::string>> WeightFiles(const std::filesystem::path
     return NotFound("{} has neither model.safetensors nor model.safetensors.index.json", directory.string());
   }
   ASSIGN_OR_RETURN(const std::string text, ReadFile(index.string()));
-  const nlohmann::json json = ParseJson(text).value_or(nlohmann::json());
-  if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object()) {
+  ASSIGN_OR_RETURN(const nlohmann::json json, ParseJsonObject(text, index.string()));
+  if (!json.contains("weight_map") || !json["weight_map"].is_object()) {
     return InvalidArgument("{} has no \"weight_map\" object", index.string());
   }
   std::map<std::string, bool> names;

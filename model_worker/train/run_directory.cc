@@ -21,9 +21,8 @@ constexpr int kFormat = 1;
 
 absl::StatusOr<nlohmann::json> ReadJson(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  nlohmann::json json = ParseJson(text).value_or(nlohmann::json());
-  if (!json.is_object()) return DataLoss("{} is not a JSON object", path);
-  return json;
+  absl::StatusOr<nlohmann::json> json = ParseJsonObject(text, path);
+  return json.ok() ? std::move(json) : DataLoss("{}; the file is damaged", std::string(json.status().message()));
 }
 
 absl::StatusOr<RunCheckpoint> ReadManifest(const std::string& path) {

@@ -41,9 +41,7 @@ struct BertWeights {
 
 absl::StatusOr<Json> ReadJson(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  Json json = ParseJson(text).value_or(Json());
-  if (!json.is_object()) return InvalidArgument("{}: not a JSON object", path);
-  return json;
+  return ParseJsonObject(text, path);
 }
 
 absl::StatusOr<BertConfig> ReadConfig(const std::string& directory) {

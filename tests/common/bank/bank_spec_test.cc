@@ -141,7 +141,7 @@ TEST(BankSpec, BadJsonIsRefusedAndNamed) {
   };
   const std::vector<std::pair<std::string, const char*>> cases = {
       {"", "not a JSON object"},
-      {"[1]", "not a JSON object"},
+      {"[1]", "the bank spec is not a JSON object but a JSON array"},
       {good.substr(0, 40), "not a JSON object"},
       {replace("\"seed\":7", "\"sead\":7"), "\"seed\" is missing"},
       {replace("\"seed\":7", "\"seed\":7,\"sead\":7"), "unknown key \"sead\""},

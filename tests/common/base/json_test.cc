@@ -30,5 +30,14 @@ TEST(Json, ErrorsNameTheByte) {
   EXPECT_FALSE(ParseJson("\"\xff\"").ok());
 }
 
+TEST(Json, WhatIsNoObjectIsNamedWithItsPlace) {
+  EXPECT_EQ(*ParseJsonObject("{\"a\": 1}", "f"), nlohmann::json({{"a", 1}}));
+  EXPECT_EQ(ParseJsonObject("[1]", "config.json").status().message(), "config.json is not a JSON object but a JSON array");
+  const auto parsed = ParseJsonObject("{\"a\": 1,}", "config.json");
+  EXPECT_EQ(parsed.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(parsed.status().message()), testing::StartsWith("config.json is not a JSON object: "));
+  EXPECT_THAT(std::string(parsed.status().message()), testing::HasSubstr("column 9"));
+}
+
 }  // namespace
 }  // namespace membank
