@@ -15,6 +15,7 @@
 #include "memory_server/in_memory_block_store.h"
 #include "memory_server/rocksdb_store.h"
 #include "memory_server/shard.h"
+#include "tests/testing/status_check.h"
 
 namespace membank {
 
@@ -146,23 +147,5 @@ class ShardFixture {
 };
 
 inline absl::Time Soon() { return absl::Now() + absl::Milliseconds(30); }
-
-#define EXPECT_CODE(expression, expected_code, text)                                              \
-  do {                                                                                            \
-    const absl::Status checked_ = StatusOf(expression);                                           \
-    EXPECT_EQ(checked_.code(), absl::StatusCode::expected_code) << checked_;                      \
-    EXPECT_NE(std::string(checked_.message()).find(text), std::string::npos) << checked_;         \
-  } while (false)
-#define ASSERT_OK(expression)                       \
-  do {                                              \
-    const absl::Status asserted_ = StatusOf(expression); \
-    ASSERT_TRUE(asserted_.ok()) << asserted_;       \
-  } while (false)
-
-inline absl::Status StatusOf(const absl::Status& status) { return status; }
-template <typename T>
-absl::Status StatusOf(const absl::StatusOr<T>& result) {
-  return result.status();
-}
 
 }  // namespace membank

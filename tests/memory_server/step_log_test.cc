@@ -40,6 +40,16 @@ class StepLogTest : public ::testing::Test {
   static ApplyParameters Parameters(uint64_t step) { return {0.1f * static_cast<float>(step), 1e-3f / static_cast<float>(step), 0.3f}; }
   static LogBase Base(uint64_t step) { return step == 0 ? LogBase() : LogBase{"c" + std::to_string(step), {step, "run \"1\"", 3}}; }
 
+  // A log of steps 1 to 3; `ends`: its bytes before the first and after each.
+  void WriteThree(std::vector<uint64_t>* ends) {
+    Open();
+    ASSERT_OK(log_->Begin(Base(0), false));
+    ends->push_back(log_->bytes());
+    for (uint64_t step = 1; step <= 3; ++step) {
+      Write(step);
+      ends->push_back(log_->bytes());
+    }
+  }
   void Write(uint64_t step) {
     ASSERT_OK(log_->WriteGradients(Run(), step, Gradients(step)));
     ASSERT_OK(log_->WriteApply(step, Parameters(step)));
@@ -139,13 +149,8 @@ TEST_F(StepLogTest, ReplayUpToAStepGivesUpTheRest) {
 }
 
 TEST_F(StepLogTest, ACrashAtEveryByteKeepsEveryStepThatWasWhole) {
-  Open();
-  ASSERT_OK(log_->Begin(Base(0), false));
-  std::vector<uint64_t> ends{log_->bytes()};
-  for (uint64_t step = 1; step <= 3; ++step) {
-    Write(step);
-    ends.push_back(log_->bytes());
-  }
+  std::vector<uint64_t> ends;
+  WriteThree(&ends);
   const std::string file = Files().at(0), whole = *ReadFile(file);
   ASSERT_EQ(whole.size(), ends.back());
   for (size_t bytes = 0; bytes <= whole.size(); ++bytes) {
@@ -161,13 +166,8 @@ TEST_F(StepLogTest, ACrashAtEveryByteKeepsEveryStepThatWasWhole) {
 }
 
 TEST_F(StepLogTest, DamageBeforeALaterStepIsDataLossAndChangesNothing) {
-  Open();
-  ASSERT_OK(log_->Begin(Base(0), false));
-  std::vector<uint64_t> ends{log_->bytes()};
-  for (uint64_t step = 1; step <= 3; ++step) {
-    Write(step);
-    ends.push_back(log_->bytes());
-  }
+  std::vector<uint64_t> ends;
+  WriteThree(&ends);
   const std::string file = Files().at(0), whole = *ReadFile(file);
   int lost = 0;
   for (size_t at = 0; at < whole.size(); ++at) {

@@ -14,6 +14,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/testing/memory_process.h"
+#include "tests/testing/status_check.h"
 #include "tests/testing/tiny_spec.h"
 
 namespace membank {
@@ -21,12 +22,6 @@ namespace {
 
 using ::testing::HasSubstr;
 using testing_support::ServerProcess;
-
-#define ASSERT_OK(expr)                          \
-  do {                                           \
-    const absl::Status ok_status = (expr);       \
-    ASSERT_TRUE(ok_status.ok()) << ok_status;    \
-  } while (false)
 
 using testing_support::TinySpec;
 

@@ -19,24 +19,13 @@
 #include "gtest/gtest.h"
 #include "membank/v1/memory.grpc.pb.h"
 #include "tests/testing/memory_process.h"
+#include "tests/testing/status_check.h"
 
 namespace membank {
 namespace {
 
 using testing_support::ServerProcess;
 using testing_support::Spawn;
-
-#define ASSERT_OK(expr)                          \
-  do {                                           \
-    const absl::Status ok_status = (expr);       \
-    ASSERT_TRUE(ok_status.ok()) << ok_status;    \
-  } while (false)
-
-#define EXPECT_OK(expr)                          \
-  do {                                           \
-    const absl::Status ok_status = (expr);       \
-    EXPECT_TRUE(ok_status.ok()) << ok_status;    \
-  } while (false)
 
 constexpr uint32_t kClusters = 64;  // of level 2, which the trainer touches
 
@@ -181,6 +170,20 @@ class SlotsTest : public ::testing::Test {
     return FromGrpc(stream->Finish(), address);
   }
 
+  // One step after the other until `stop`, and a checkpoint after every n-th.
+  void Train(uint64_t checkpoint_every, const std::atomic<bool>& stop) {
+    for (uint64_t step = 1; !stop; ++step) {
+      const absl::Time begin = absl::Now();
+      const absl::Status trained = Step(step);
+      ASSERT_TRUE(trained.ok()) << "step " << step << ": " << trained;
+      longest_ = std::max(longest_, absl::ToDoubleSeconds(absl::Now() - begin));
+      steps_ = step;
+      if (step % checkpoint_every != 0) continue;
+      const absl::Status cut = Checkpoint(step);
+      ASSERT_TRUE(cut.ok()) << "checkpoint at step " << step << ": " << cut;
+    }
+  }
+
   int Membank(std::vector<std::string> words) {
     const pid_t pid = Spawn("membank", std::move(words));
     int status = -1;
@@ -193,30 +196,20 @@ class SlotsTest : public ::testing::Test {
   std::unique_ptr<MemoryClient> trainer_;
   uint64_t epoch_ = 0;
   uint64_t checkpoint_ = 0;
+  std::atomic<uint64_t> steps_{0};  // of Train
+  double longest_ = 0;              // of its steps, in seconds
 };
 
 // 2 -> 3 -> 2 servers by `membank bank slots rebalance`, with a trainer that makes checkpoints, and a reader.
 TEST_F(SlotsTest, GrowAndShrinkUnderLoad) {
   ASSERT_OK(Begin(1, 1));
   std::atomic<bool> stop{false};
-  std::atomic<uint64_t> steps{0}, reads{0};
-  double longest = 0;
-  std::thread training([&] {
-    for (uint64_t step = 1; !stop; ++step) {
-      const absl::Time begin = absl::Now();
-      const absl::Status trained = Step(step);
-      ASSERT_TRUE(trained.ok()) << "step " << step << ": " << trained;
-      longest = std::max(longest, absl::ToDoubleSeconds(absl::Now() - begin));
-      steps = step;
-      if (step % 20 != 0) continue;
-      const absl::Status cut = Checkpoint(step);
-      ASSERT_TRUE(cut.ok()) << "checkpoint at step " << step << ": " << cut;
-    }
-  });
+  std::atomic<uint64_t> reads{0};
+  std::thread training([&] { Train(20, stop); });
   std::thread reading([&] {
     const auto reader = Connect();
     while (!stop) {
-      const uint64_t before = steps;
+      const uint64_t before = steps_;
       FetchOptions options;
       options.min_step = before;
       const std::map<float, int> counts = Counts(reader.get(), options);
@@ -225,22 +218,22 @@ TEST_F(SlotsTest, GrowAndShrinkUnderLoad) {
     }
   });
   const auto run_for = [&](uint64_t more) {
-    const uint64_t until = steps + more;
-    for (int i = 0; i < 2000 && steps < until; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    const uint64_t until = steps_ + more;
+    for (int i = 0; i < 2000 && steps_ < until; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
   };
   const absl::Time began = absl::Now();
   run_for(25);
-  const double rate_before = static_cast<double>(steps) / absl::ToDoubleSeconds(absl::Now() - began);
+  const double rate_before = static_cast<double>(steps_) / absl::ToDoubleSeconds(absl::Now() - began);
   const std::vector<std::string> three = {"--server", "m0=" + Server("m0").address(), "--server", "m1=" + Server("m1").address(),
                                           "--server", "m2=" + Server("m2").address()};
   std::vector<std::string> grow = {"bank", "slots", "rebalance", "--slot-map", map_path_};
   std::vector<std::string> shrink = grow;
   grow.insert(grow.end(), three.begin(), three.end());
   shrink.insert(shrink.end(), three.begin(), three.begin() + 4);
-  const uint64_t steps_before = steps;
+  const uint64_t steps_before = steps_;
   const absl::Time moving = absl::Now();
   EXPECT_EQ(Membank(grow), 0);
-  const double rate_moving = static_cast<double>(steps - steps_before) / absl::ToDoubleSeconds(absl::Now() - moving);
+  const double rate_moving = static_cast<double>(steps_ - steps_before) / absl::ToDoubleSeconds(absl::Now() - moving);
   const auto grown = SlotMap::Load(map_path_);
   ASSERT_OK(grown.status());
   ASSERT_EQ(grown->servers().size(), 3u);
@@ -255,7 +248,7 @@ TEST_F(SlotsTest, GrowAndShrinkUnderLoad) {
   stop = true;
   training.join();
   reading.join();
-  const float count = static_cast<float>(steps);
+  const float count = static_cast<float>(steps_);
   EXPECT_EQ(Counts(trainer_.get()), (std::map<float, int>{{count, kClusters}}));
   EXPECT_GT(reads, 10u);
   ASSERT_GE(checkpoint_, 40u);
@@ -267,7 +260,7 @@ TEST_F(SlotsTest, GrowAndShrinkUnderLoad) {
   ASSERT_NE(back, nullptr);
   EXPECT_EQ(Counts(back.get()), (std::map<float, int>{{static_cast<float>(checkpoint_), kClusters}}));
   fmt::print("{} steps, {} reads of all blocks, 2 -> 3 -> 2 servers; {:.0f} steps/s before, {:.0f} while slots moved, the longest step took {:.2f} s\n",
-             steps.load(), reads.load(), rate_before, rate_moving, longest);
+             steps_.load(), reads.load(), rate_before, rate_moving, longest_);
 }
 
 // Checkpoints and versions that are older than a move hold the moved slots where they are owned now.
@@ -353,20 +346,7 @@ TEST_F(SlotsTest, AKillAtAnyStageLeavesOneOwner) {
 TEST_F(SlotsTest, AKilledMoverFailsNoRequest) {
   ASSERT_OK(Begin(1, 1));
   std::atomic<bool> stop{false};
-  std::atomic<uint64_t> steps{0};
-  double longest = 0;
-  std::thread training([&] {
-    for (uint64_t step = 1; !stop; ++step) {
-      const absl::Time begin = absl::Now();
-      const absl::Status trained = Step(step);
-      ASSERT_TRUE(trained.ok()) << "step " << step << ": " << trained;
-      longest = std::max(longest, absl::ToDoubleSeconds(absl::Now() - begin));
-      steps = step;
-      if (step % 50 != 0) continue;
-      const absl::Status cut = Checkpoint(step);
-      ASSERT_TRUE(cut.ok()) << "checkpoint at step " << step << ": " << cut;
-    }
-  });
+  std::thread training([&] { Train(50, stop); });
   int killed = 0;
   for (const std::string stage : {"copied", "fenced", "behind", "switching", "switched"}) {
     const SlotMap before = *SlotMap::Load(map_path_);
@@ -376,14 +356,14 @@ TEST_F(SlotsTest, AKilledMoverFailsNoRequest) {
   const SlotMap before = *SlotMap::Load(map_path_);
   const std::string from = before.servers()[before.OwnerOfSlot(2)].id, to = from == "m0" ? "m2" : "m0";
   EXPECT_OK(Move(from, to, "2,4,6").status());
-  const uint64_t until = steps + 5;
-  for (int i = 0; i < 1000 && steps < until; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  EXPECT_GE(steps, until);
+  const uint64_t until = steps_ + 5;
+  for (int i = 0; i < 1000 && steps_ < until; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  EXPECT_GE(steps_, until);
   stop = true;
   training.join();
   EXPECT_GE(killed, 4);
-  EXPECT_EQ(Counts(trainer_.get()), (std::map<float, int>{{static_cast<float>(steps), kClusters}}));
-  fmt::print("{} kills of the mover, {} steps, the longest took {:.2f} s\n", killed, steps.load(), longest);
+  EXPECT_EQ(Counts(trainer_.get()), (std::map<float, int>{{static_cast<float>(steps_), kClusters}}));
+  fmt::print("{} kills of the mover, {} steps, the longest took {:.2f} s\n", killed, steps_.load(), longest_);
 }
 
 TEST_F(SlotsTest, APurgeReachesReplicas) {

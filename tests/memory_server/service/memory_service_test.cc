@@ -16,6 +16,7 @@
 #include "gmock/gmock.h"
 #include "grpcpp/generic/generic_stub.h"
 #include "tests/testing/memory_cluster.h"
+#include "tests/testing/status_check.h"
 
 namespace membank {
 namespace {
@@ -24,17 +25,6 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using testing_support::MemoryCluster;
 using testing_support::TinySpec;
-
-#define ASSERT_OK(expr)                          \
-  do {                                           \
-    const absl::Status ok_status = (expr);       \
-    ASSERT_TRUE(ok_status.ok()) << ok_status;    \
-  } while (false)
-#define EXPECT_OK(expr)                          \
-  do {                                           \
-    const absl::Status ok_status = (expr);       \
-    EXPECT_TRUE(ok_status.ok()) << ok_status;    \
-  } while (false)
 
 std::string Message(const absl::Status& status) { return std::string(status.message()); }
 
