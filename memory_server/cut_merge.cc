@@ -5,6 +5,7 @@
 
 #include <filesystem>
 
+#include "common/base/bytes.h"
 #include "common/base/file.h"
 #include "common/base/status_macros.h"
 #include "memory_server/block_record.h"
@@ -97,7 +98,7 @@ absl::Status CutMerge::Finish() {
   }));
   weights_.reset();
   if (state_) {
-    RETURN_IF_ERROR(state_->Put(kMarksKey, {reinterpret_cast<const uint8_t*>(marks_.data()), marks_.size()}));
+    RETURN_IF_ERROR(state_->Put(kMarksKey, AsBytes(marks_)));
     RETURN_IF_ERROR(state_->Flush());
     state_.reset();
   }

@@ -1,11 +1,11 @@
 // Checkpoints and versions of a shard: what of its blocks goes to disk, and back. See shard.h; checkpoint.h has directories and manifests.
 #include <algorithm>
 #include <deque>
-#include <random>
 #include <utility>
 
 #include "common/base/bytes.h"
 #include "common/base/fail_point.h"
+#include "common/base/random_id.h"
 #include "common/base/status_macros.h"
 #include "memory_server/block_record.h"
 #include "memory_server/shard.h"
@@ -248,7 +248,7 @@ void Shard::InstallHead(Head head, BlockTable::LiveStores stores) {
 
 void Shard::EndRun() {
   run_active_ = false;
-  head_generation_ = (uint64_t{std::random_device{}()} << 32) + std::random_device{}() + 1;
+  head_generation_ = RandomId();
   next_step_.clear();
   DropPending();
 }

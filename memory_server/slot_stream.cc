@@ -80,12 +80,34 @@ class ExportReader {
   uint64_t left_ = 0;
 };
 
+// The server that blocks are copied from.
+struct Owner {
+  std::string name;  // in front of every error
+  std::unique_ptr<v1::MemoryService::Stub> stub;
+  v1::SlotsReply slots;
+  SlotSourceState state;  // the same, in the engine's words
+};
+
+absl::StatusOr<Owner> AskOwner(std::string name, const TlsFiles& tls, const std::string& address, absl::Time deadline) {
+  ChannelOptions options;
+  options.tls = tls;
+  ASSIGN_OR_RETURN(const auto channels, MakeChannels(address, options));
+  Owner owner;
+  owner.name = std::move(name);
+  owner.stub = v1::MemoryService::NewStub(channels[0]);
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(deadline));
+  RETURN_IF_ERROR(FromGrpc(owner.stub->GetSlots(&context, {}, &owner.slots), owner.name));
+  ASSIGN_OR_RETURN(owner.state, membank::FromProto(owner.slots));
+  return owner;
+}
+
 // Who may read what travels with the blocks.
-absl::Status CopyAccess(v1::MemoryService::Stub* stub, SlotMover* mover, absl::Time deadline, const std::string& peer) {
+absl::Status CopyAccess(const Owner& owner, SlotMover* mover, absl::Time deadline) {
   v1::AccessTable reply;
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(deadline));
-  RETURN_IF_ERROR(FromGrpc(stub->GetAccess(&context, {}, &reply), peer));
+  RETURN_IF_ERROR(FromGrpc(owner.stub->GetAccess(&context, {}, &reply), owner.name));
   ASSIGN_OR_RETURN(const AccessTable table, membank::FromProto(reply));
   return mover->access().Follow(table);
 }
@@ -183,22 +205,13 @@ void ExportCall::OnCancel() {
 
 absl::StatusOr<SlotCopyResult> CopySlots(SlotMover* mover, const std::string& spec_hash, const TlsFiles& tls, const std::string& address,
                                          const std::string& move_id, const SlotSet& slots, bool last, absl::Time deadline) {
-  ChannelOptions options;
-  options.tls = tls;
-  ASSIGN_OR_RETURN(const auto channels, MakeChannels(address, options));
-  const std::unique_ptr<v1::MemoryService::Stub> stub = v1::MemoryService::NewStub(channels[0]);
-  const std::string peer = "old owner at " + address;
-
-  v1::SlotsReply reply;
-  grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(deadline));
-  RETURN_IF_ERROR(FromGrpc(stub->GetSlots(&context, {}, &reply), peer));
-  ASSIGN_OR_RETURN(const SlotSet owned, ParseSlots(reply.slots()));
+  ASSIGN_OR_RETURN(const Owner owner, AskOwner("old owner at " + address, tls, address, deadline));
+  const SlotSourceState& source = owner.state;
+  ASSIGN_OR_RETURN(const SlotSet owned, ParseSlots(owner.slots.slots()));
   if ((slots & ~owned).any())
-    return FailedPrecondition("server \"{}\" at {} does not own slots {} by its slot map epoch {}", reply.server_id(), address,
-                              FormatSlots(slots & ~owned), reply.slot_map_epoch());
-  ASSIGN_OR_RETURN(const SlotSourceState source, FromProto(reply));
-  RETURN_IF_ERROR(CopyAccess(stub.get(), mover, deadline, peer));
+    return FailedPrecondition("server \"{}\" at {} does not own slots {} by its slot map epoch {}", owner.slots.server_id(), address,
+                              FormatSlots(slots & ~owned), owner.slots.slot_map_epoch());
+  RETURN_IF_ERROR(CopyAccess(owner, mover, deadline));
   ASSIGN_OR_RETURN(const uint64_t copied_step, mover->BeginRound(move_id, slots, source));
 
   SlotCopyResult result;
@@ -213,7 +226,7 @@ absl::StatusOr<SlotCopyResult> CopySlots(SlotMover* mover, const std::string& sp
     if (from.version.empty()) of_cut.set_checkpoint_id(from.checkpoint_id);
     else of_cut.set_version(from.version);
     SlotCopyResult copied;
-    RETURN_IF_ERROR(ExportReader::Read(stub.get(), of_cut, deadline, peer, &copied,
+    RETURN_IF_ERROR(ExportReader::Read(owner.stub.get(), of_cut, deadline, owner.name, &copied,
                                        [&](BlockId id, auto weights, auto state) { return merge->Add(id, weights, state); }));
     RETURN_IF_ERROR(merge->Finish());
     result.bytes += copied.bytes;
@@ -233,7 +246,7 @@ absl::StatusOr<SlotCopyResult> CopySlots(SlotMover* mover, const std::string& sp
 
   request.set_newer_than(copied_step);
   SlotCopyResult head;
-  RETURN_IF_ERROR(ExportReader::Read(stub.get(), request, deadline, peer, &head,
+  RETURN_IF_ERROR(ExportReader::Read(owner.stub.get(), request, deadline, owner.name, &head,
                                      [&](BlockId id, auto weights, auto state) { return mover->Stage(move_id, id, weights, state); }));
   result.blocks = head.blocks;
   result.bytes += head.bytes;
@@ -245,21 +258,12 @@ absl::StatusOr<SlotCopyResult> CopySlots(SlotMover* mover, const std::string& sp
 
 absl::StatusOr<SlotCopyResult> CopyVersions(SlotMover* mover, const std::string& spec_hash, const TlsFiles& tls, const std::string& address,
                                             const SlotSet& slots, absl::Time deadline) {
-  ChannelOptions options;
-  options.tls = tls;
-  ASSIGN_OR_RETURN(const auto channels, MakeChannels(address, options));
-  const std::unique_ptr<v1::MemoryService::Stub> stub = v1::MemoryService::NewStub(channels[0]);
-  const std::string peer = "owner at " + address;
-  v1::SlotsReply reply;
-  grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(deadline));
-  RETURN_IF_ERROR(FromGrpc(stub->GetSlots(&context, {}, &reply), peer));
-  ASSIGN_OR_RETURN(const SlotSourceState source, FromProto(reply));
-  RETURN_IF_ERROR(CopyAccess(stub.get(), mover, deadline, peer));
+  ASSIGN_OR_RETURN(const Owner owner, AskOwner("owner at " + address, tls, address, deadline));
+  RETURN_IF_ERROR(CopyAccess(owner, mover, deadline));
 
   SlotCopyResult result;
   std::string base;  // the newest version that both have
-  for (const MergeSource& version : source.versions) {
+  for (const MergeSource& version : owner.state.versions) {
     if (mover->Holds(version, slots)) {
       base = version.version;
       continue;
@@ -270,12 +274,12 @@ absl::StatusOr<SlotCopyResult> CopyVersions(SlotMover* mover, const std::string&
     request.set_version(version.version);
     request.set_base_version(base);
     ASSIGN_OR_RETURN(const std::unique_ptr<CutMerge> merge, mover->BeginMerge(version, slots, base));
-    RETURN_IF_ERROR(ExportReader::Read(stub.get(), request, deadline, peer, &result,
+    RETURN_IF_ERROR(ExportReader::Read(owner.stub.get(), request, deadline, owner.name, &result,
                                        [&](BlockId id, auto weights, auto state) { return merge->Add(id, weights, state); }));
     RETURN_IF_ERROR(merge->Finish());
-    if (reply.slots() == FormatSlots(slots) && merge->digest() != version.digest)
+    if (owner.slots.slots() == FormatSlots(slots) && merge->digest() != version.digest)
       return DataLoss("version {} has {} blocks with digest {:08x} here, {} with {:08x} on the {}", version.version, merge->digest().blocks,
-                      merge->digest().crc32c, version.digest.blocks, version.digest.crc32c, peer);
+                      merge->digest().crc32c, version.digest.blocks, version.digest.crc32c, owner.name);
     RETURN_IF_ERROR(mover->Install(merge.get()));
     base = version.version;
   }

@@ -89,7 +89,11 @@ class RpcMemoryClient final : public MemoryClient {
   uint64_t EpochOf(const Topology& topology) const { return options_.slot_map_path.empty() ? 0 : topology->slot_map.epoch(); }
   absl::Time Deadline() const { return absl::Now() + absl::FromChrono(options_.call_timeout); }
 
-  absl::StatusOr<std::vector<v1::Manifest>> Manifests(const Topology& topology, absl::Time deadline);
+  struct Met {
+    Topology topology;
+    std::vector<v1::Manifest> manifests;  // of its peers, checked
+  };
+  absl::StatusOr<Met> AskAll(absl::Time deadline);
   absl::Status CheckManifests(const Topology& topology, const std::vector<v1::Manifest>& manifests) const;
   absl::Status CheckBlock(BlockId id, size_t bytes, uint64_t expected) const;
   absl::Status PushOnce(const Topology& topology, const StepId& step, uint32_t rank, absl::Span<const BlockGradient> gradients,
@@ -164,12 +168,16 @@ absl::Status RpcMemoryClient::Retry(const Topology& topology, const MemoryPeer& 
   });
 }
 
-absl::StatusOr<std::vector<v1::Manifest>> RpcMemoryClient::Manifests(const Topology& topology, absl::Time deadline) {
-  std::vector<v1::Manifest> manifests(topology->peers.size());
-  RETURN_IF_ERROR(InParallel(manifests.size(), [&](size_t i) {
-    return CallPeer(topology, i, deadline, true, &v1::MemoryService::Stub::GetManifest, v1::GetManifestRequest(), &manifests[i]);
+absl::StatusOr<RpcMemoryClient::Met> RpcMemoryClient::AskAll(absl::Time deadline) {
+  Met met;
+  RETURN_IF_ERROR(WithTopology(deadline, [&](const Topology& used) -> absl::Status {
+    met = {used, std::vector<v1::Manifest>(used->peers.size())};
+    RETURN_IF_ERROR(InParallel(met.manifests.size(), [&](size_t i) {
+      return CallPeer(used, i, deadline, true, &v1::MemoryService::Stub::GetManifest, v1::GetManifestRequest(), &met.manifests[i]);
+    }));
+    return CheckManifests(used, met.manifests);
   }));
-  return manifests;
+  return met;
 }
 
 absl::Status RpcMemoryClient::CheckManifests(const Topology& topology, const std::vector<v1::Manifest>& manifests) const {
@@ -202,39 +210,26 @@ absl::Status RpcMemoryClient::CheckManifests(const Topology& topology, const std
 }
 
 absl::Status RpcMemoryClient::Meet() {
-  const absl::Time deadline = absl::Now() + absl::FromChrono(options_.connect_timeout);
-  Topology topology;
-  std::vector<v1::Manifest> manifests;
-  RETURN_IF_ERROR(WithTopology(deadline, [&](const Topology& used) -> absl::Status {
-    topology = used;
-    ASSIGN_OR_RETURN(manifests, Manifests(used, deadline));
-    return CheckManifests(used, manifests);
-  }));
-  ASSIGN_OR_RETURN(spec_, FromProto(manifests[0].spec()));
+  ASSIGN_OR_RETURN(const Met met, AskAll(absl::Now() + absl::FromChrono(options_.connect_timeout)));
+  const v1::Manifest& first = met.manifests[0];
+  ASSIGN_OR_RETURN(spec_, FromProto(first.spec()));
   spec_hash_ = spec_.Hash();
-  if (spec_hash_ != manifests[0].spec_hash()) {
-    return FailedPrecondition("{} hashes its bank spec to {}, this client to {}; use the same release on both", topology->peers[0].name,
-                              manifests[0].spec_hash(), spec_hash_);
+  if (spec_hash_ != first.spec_hash()) {
+    return FailedPrecondition("{} hashes its bank spec to {}, this client to {}; use the same release on both", met.topology->peers[0].name,
+                              first.spec_hash(), spec_hash_);
   }
   return absl::OkStatus();
 }
 
 absl::StatusOr<BankStatus> RpcMemoryClient::GetStatus() {
-  const absl::Time deadline = Deadline();
-  Topology topology;
-  std::vector<v1::Manifest> manifests;
-  RETURN_IF_ERROR(WithTopology(deadline, [&](const Topology& used) -> absl::Status {
-    topology = used;
-    ASSIGN_OR_RETURN(manifests, Manifests(used, deadline));
-    return CheckManifests(used, manifests);
-  }));
+  ASSIGN_OR_RETURN(const Met met, AskAll(Deadline()));
   BankStatus status;
   status.spec = spec_;
-  status.slot_map_epoch = topology->slot_map.epoch();
-  status.head_step = manifests[0].head_step();
+  status.slot_map_epoch = met.topology->slot_map.epoch();
+  status.head_step = met.manifests[0].head_step();
   status.durable_steps = true;
   std::map<std::string, size_t> holders;
-  for (const v1::Manifest& manifest : manifests) {
+  for (const v1::Manifest& manifest : met.manifests) {
     status.head_step = std::min(status.head_step, manifest.head_step());
     status.durable_steps = status.durable_steps && manifest.durable_steps();
     if (manifest.run_epoch() >= status.run_epoch && !manifest.run_id().empty()) {
@@ -246,7 +241,7 @@ absl::StatusOr<BankStatus> RpcMemoryClient::GetStatus() {
     for (const std::string& version : manifest.versions()) ++holders[version];
   }
   for (const auto& [version, count] : holders) {
-    if (count == manifests.size()) status.versions.push_back(version);
+    if (count == met.manifests.size()) status.versions.push_back(version);
   }
   return status;
 }

@@ -1,15 +1,15 @@
 #include "common/client/slot_transfer.h"
 
 #include <algorithm>
-#include <random>
 
 #include "absl/time/clock.h"
 #include "common/base/log.h"
+#include "common/base/random_id.h"
 #include "common/base/status_macros.h"
+#include "common/client/peer_call.h"
+#include "common/client/topology.h"
 #include "common/rpc/channel.h"
-#include "common/rpc/status.h"
 #include "common/rpc/wire.h"
-#include "grpcpp/client_context.h"
 #include "membank/v1/memory.grpc.pb.h"
 
 namespace membank {
@@ -23,51 +23,38 @@ constexpr uint64_t kLittle = 64 << 20;                       // bytes: less is c
 constexpr int kMostRounds = 8;
 constexpr absl::Duration kFencing = absl::Minutes(10);        // checkpoints being written and long steps may lift the fence so long
 
-class Peer {
- public:
-  static absl::StatusOr<std::unique_ptr<Peer>> Connect(const SlotServer& server, const TlsFiles& tls) {
-    ChannelOptions options;
-    options.tls = tls;
-    ASSIGN_OR_RETURN(const auto channels, MakeChannels(server.address, options));
-    return std::unique_ptr<Peer>(new Peer(server, v1::MemoryService::NewStub(channels[0])));
-  }
+absl::StatusOr<MemoryPeer> Connect(const SlotServer& server, const TlsFiles& tls) {
+  ChannelOptions options;
+  options.tls = tls;
+  MemoryPeer peer;
+  peer.name = fmt::format("memory server {} at {}", server.id, server.address);
+  peer.id = server.id;
+  ASSIGN_OR_RETURN(peer.channels, MakeChannels(server.address, options));
+  peer.stub = v1::MemoryService::NewStub(peer.channels[0]);
+  return peer;
+}
 
-  absl::StatusOr<v1::SlotsReply> Slots() const {
-    v1::SlotsReply reply;
-    grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(absl::Now() + kCallTimeout));
-    context.set_wait_for_ready(true);
-    RETURN_IF_ERROR(FromGrpc(stub_->GetSlots(&context, {}, &reply), name_));
-    return reply;
-  }
+absl::StatusOr<v1::SlotsReply> SlotsAt(const MemoryPeer& peer) {
+  v1::SlotsReply reply;
+  RETURN_IF_ERROR(CallOnce(peer, absl::Now() + kCallTimeout, true, &v1::MemoryService::Stub::GetSlots, v1::GetSlotsRequest(), &reply));
+  return reply;
+}
 
-  absl::StatusOr<v1::MoveSlotsReply> Call(v1::MoveSlotsRequest request, v1::SlotMoveAction action, absl::Duration timeout = kCallTimeout) const {
-    v1::MoveSlotsReply reply;
-    request.set_action(action);
-    grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
-    RETURN_IF_ERROR(FromGrpc(stub_->MoveSlots(&context, request, &reply), name_));
-    return reply;
-  }
+absl::StatusOr<v1::Manifest> ManifestOf(const MemoryPeer& peer) {
+  v1::Manifest manifest;
+  RETURN_IF_ERROR(CallOnce(peer, absl::Now() + kCallTimeout, true, &v1::MemoryService::Stub::GetManifest, v1::GetManifestRequest(), &manifest));
+  return manifest;
+}
 
-  absl::StatusOr<v1::Manifest> Manifest() const {
-    v1::Manifest manifest;
-    grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(absl::Now() + kCallTimeout));
-    context.set_wait_for_ready(true);
-    RETURN_IF_ERROR(FromGrpc(stub_->GetManifest(&context, {}, &manifest), name_));
-    return manifest;
-  }
+absl::StatusOr<v1::MoveSlotsReply> MoveAt(const MemoryPeer& peer, v1::MoveSlotsRequest request, v1::SlotMoveAction action,
+                                          absl::Duration timeout = kCallTimeout) {
+  v1::MoveSlotsReply reply;
+  request.set_action(action);
+  RETURN_IF_ERROR(CallOnce(peer, absl::Now() + timeout, false, &v1::MemoryService::Stub::MoveSlots, request, &reply));
+  return reply;
+}
 
- private:
-  Peer(const SlotServer& server, std::unique_ptr<v1::MemoryService::Stub> stub)
-      : name_(fmt::format("memory server {} at {}", server.id, server.address)), stub_(std::move(stub)) {}
-
-  const std::string name_;
-  const std::unique_ptr<v1::MemoryService::Stub> stub_;
-};
-
-std::string NewMoveId() { return fmt::format("move-{:016x}", (uint64_t{std::random_device{}()} << 32) | std::random_device{}()); }
+std::string NewMoveId() { return fmt::format("move-{:016x}", RandomId()); }
 
 class RpcSlotTransfers final : public SlotTransfers {
  public:
@@ -81,7 +68,7 @@ class RpcSlotTransfers final : public SlotTransfers {
  private:
   struct Stage {  // what a move works with
     v1::MoveSlotsRequest request;  // move id, slots and source; the action differs
-    std::unique_ptr<Peer> from, to;
+    MemoryPeer from, to;
     bool to_is_listed = false;     // else it joins, and has no steps to fence
     SlotTransferResult result;
   };
@@ -106,23 +93,23 @@ absl::StatusOr<std::vector<uint64_t>> RpcSlotTransfers::SlotBytes() {
   std::vector<uint64_t> bytes(kSlots);
   uint64_t total = 0;
   for (size_t server = 0; server < map.servers().size(); ++server) {
-    ASSIGN_OR_RETURN(const std::unique_ptr<Peer> peer, Peer::Connect(map.servers()[server], tls_));
-    ASSIGN_OR_RETURN(const v1::SlotsReply reply, peer->Slots());
+    ASSIGN_OR_RETURN(const MemoryPeer peer, Connect(map.servers()[server], tls_));
+    ASSIGN_OR_RETURN(const v1::SlotsReply reply, SlotsAt(peer));
     if (reply.slot_bytes_size() != static_cast<int>(kSlots))
       return Internal("server {} says what {} slots hold, there are {}", map.servers()[server].id, reply.slot_bytes_size(), kSlots);
     for (uint32_t slot = 0; slot < kSlots; ++slot)
       if (map.OwnerOfSlot(slot) == server) total += bytes[slot] = reply.slot_bytes(slot);
   }
   if (total > 0) return bytes;
-  ASSIGN_OR_RETURN(const std::unique_ptr<Peer> first, Peer::Connect(map.servers()[0], tls_));
-  ASSIGN_OR_RETURN(const v1::Manifest manifest, first->Manifest());
+  ASSIGN_OR_RETURN(const MemoryPeer first, Connect(map.servers()[0], tls_));
+  ASSIGN_OR_RETURN(const v1::Manifest manifest, ManifestOf(first));
   ASSIGN_OR_RETURN(const BankSpec spec, FromProto(manifest.spec()));
   return SlotBytesOf(spec);
 }
 
 absl::Status RpcSlotTransfers::CheckServers(const Stage& stage, const SlotTransfer& transfer) const {
-  ASSIGN_OR_RETURN(const v1::Manifest old_owner, stage.from->Manifest());
-  ASSIGN_OR_RETURN(const v1::Manifest new_owner, stage.to->Manifest());
+  ASSIGN_OR_RETURN(const v1::Manifest old_owner, ManifestOf(stage.from));
+  ASSIGN_OR_RETURN(const v1::Manifest new_owner, ManifestOf(stage.to));
   if (old_owner.wire_version() != kWireVersion || new_owner.wire_version() != kWireVersion)
     return FailedPrecondition("servers {} and {} speak wire versions {} and {}, this program {}; use the same release on all", transfer.from,
                               transfer.to.id, old_owner.wire_version(), new_owner.wire_version(), kWireVersion);
@@ -140,7 +127,7 @@ absl::Status RpcSlotTransfers::CheckServers(const Stage& stage, const SlotTransf
 }
 
 absl::Status RpcSlotTransfers::Copy(Stage* stage, v1::SlotMoveAction action) {
-  ASSIGN_OR_RETURN(const v1::MoveSlotsReply reply, stage->to->Call(stage->request, action, kCopyTimeout));
+  ASSIGN_OR_RETURN(const v1::MoveSlotsReply reply, MoveAt(stage->to, stage->request, action, kCopyTimeout));
   stage->result.blocks += reply.blocks();
   stage->result.bytes += reply.bytes();
   Report(fmt::format("{}: {} blocks of the head, {:.1f} MB", action == v1::SLOT_MOVE_ACTION_FINISH ? "behind the fence" : "copied", reply.blocks(),
@@ -168,25 +155,25 @@ absl::StatusOr<uint64_t> RpcSlotTransfers::Seal(const Stage& stage, uint64_t at_
   request.set_lease_ms(absl::ToInt64Milliseconds(options_.lease));
   request.set_at_least_step(at_least);
   // The later one's fence holds for both: pushes of a step go to all servers or, in the end, to none by this map.
-  for (const Peer* peer : {stage.from.get(), stage.to_is_listed ? stage.to.get() : nullptr, stage.from.get()}) {
+  for (const MemoryPeer* peer : {&stage.from, stage.to_is_listed ? &stage.to : nullptr, &stage.from}) {
     if (peer == nullptr) continue;
-    ASSIGN_OR_RETURN(const v1::MoveSlotsReply reply, peer->Call(request, v1::SLOT_MOVE_ACTION_SEAL));
+    ASSIGN_OR_RETURN(const v1::MoveSlotsReply reply, MoveAt(*peer, request, v1::SLOT_MOVE_ACTION_SEAL));
     request.set_at_least_step(reply.first_refused_step());
   }
   return request.at_least_step();
 }
 
 void RpcSlotTransfers::Both(const Stage& stage, v1::SlotMoveAction action) const {
-  for (const Peer* peer : {stage.from.get(), stage.to.get()}) {
-    const auto reply = peer->Call(stage.request, action);
+  for (const MemoryPeer* peer : {&stage.from, &stage.to}) {
+    const auto reply = MoveAt(*peer, stage.request, action);
     if (!reply.ok()) LOG_WARN("{}; it follows by itself", reply.status().ToString());
   }
 }
 
 absl::Status RpcSlotTransfers::FenceAndSwitch(Stage* stage, const SlotMap& next) {
   ASSIGN_OR_RETURN(const uint64_t fence, Seal(*stage, 0));
-  for (const Peer* peer : {stage->from.get(), stage->to_is_listed ? stage->to.get() : nullptr})
-    if (peer != nullptr) RETURN_IF_ERROR(peer->Call(stage->request, v1::SLOT_MOVE_ACTION_AWAIT_SEALED, kFenceTimeout).status());
+  for (const MemoryPeer* peer : {&stage->from, stage->to_is_listed ? &stage->to : nullptr})
+    if (peer != nullptr) RETURN_IF_ERROR(MoveAt(*peer, stage->request, v1::SLOT_MOVE_ACTION_AWAIT_SEALED, kFenceTimeout).status());
   Report(fmt::format("fenced before step {}", fence));
   RETURN_IF_ERROR(Copy(stage, v1::SLOT_MOVE_ACTION_FINISH));
   ASSIGN_OR_RETURN(const uint64_t renewed, Seal(*stage, fence));
@@ -210,16 +197,16 @@ absl::StatusOr<SlotTransferResult> RpcSlotTransfers::Move(const SlotTransfer& tr
   ASSIGN_OR_RETURN(const size_t from, map.ServerIndex(transfer.from));
 
   Stage stage;
-  ASSIGN_OR_RETURN(stage.from, Peer::Connect(map.servers()[from], tls_));
-  ASSIGN_OR_RETURN(stage.to, Peer::Connect(transfer.to, tls_));
+  ASSIGN_OR_RETURN(stage.from, Connect(map.servers()[from], tls_));
+  ASSIGN_OR_RETURN(stage.to, Connect(transfer.to, tls_));
   RETURN_IF_ERROR(CheckServers(stage, transfer));
   stage.to_is_listed = map.ServerIndex(transfer.to.id).ok();
   stage.request.set_move_id(NewMoveId());
   stage.request.set_slots(FormatSlots(transfer.slots));
   stage.request.set_source_address(map.servers()[from].address);
 
-  for (const Peer* peer : {stage.from.get(), stage.to.get()})  // a move before this one may have ended without telling them
-    RETURN_IF_ERROR(peer->Call(stage.request, v1::SLOT_MOVE_ACTION_RELOAD, kReloadTimeout).status());
+  for (const MemoryPeer* peer : {&stage.from, &stage.to})  // a move before this one may have ended without telling them
+    RETURN_IF_ERROR(MoveAt(*peer, stage.request, v1::SLOT_MOVE_ACTION_RELOAD, kReloadTimeout).status());
 
   absl::Status status = CatchUp(&stage);
   absl::Time fenced;
@@ -248,8 +235,8 @@ absl::StatusOr<SlotTransferResult> RpcSlotTransfers::Move(const SlotTransfer& tr
   stage.result.fence_seconds = absl::ToDoubleSeconds(absl::Now() - fenced);
   for (const SlotServer& server : map.servers()) {
     if (server.id == transfer.from || server.id == transfer.to.id) continue;
-    const absl::StatusOr<std::unique_ptr<Peer>> peer = Peer::Connect(server, tls_);
-    if (peer.ok()) (*peer)->Call(stage.request, v1::SLOT_MOVE_ACTION_RELOAD).status().IgnoreError();  // it looks by itself within a second
+    const absl::StatusOr<MemoryPeer> peer = Connect(server, tls_);
+    if (peer.ok()) MoveAt(*peer, stage.request, v1::SLOT_MOVE_ACTION_RELOAD).status().IgnoreError();  // it looks by itself within a second
   }
   stage.result.seconds = absl::ToDoubleSeconds(absl::Now() - began);
   stage.result.epoch = next.epoch();

@@ -1,17 +1,16 @@
 #include "model_worker/train/rank_group.h"
 
-#include <random>
 
 #include "common/base/json.h"
 #include "common/base/log.h"
+#include "common/base/random_id.h"
 #include "common/base/status_macros.h"
 
 namespace membank {
 namespace {
 
 RunMember MakeMember(const TrainOptions& options) {
-  std::random_device device;
-  return {options.rank, options.world_size, fmt::format("{:08x}{:08x}", device(), device())};
+  return {options.rank, options.world_size, fmt::format("{:016x}", RandomId())};
 }
 
 }  // namespace

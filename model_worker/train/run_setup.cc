@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <random>
 #include <set>
 
 #include "common/bank/gradient_codec.h"
 #include "common/base/log.h"
+#include "common/base/random_id.h"
 #include "common/base/status_macros.h"
 
 namespace membank {
@@ -14,8 +14,7 @@ namespace {
 
 // Unique per run; names it at the servers and in checkpoint ids. It has no part in the numbers.
 std::string NewRunId() {
-  std::random_device device;
-  return fmt::format("run-{:08x}{:08x}", device(), device());
+  return fmt::format("run-{:016x}", RandomId());
 }
 
 absl::Status BeginRun(const TrainOptions& options, const RunIdentity& identity, uint64_t head, MemoryClient& client) {
