@@ -6,6 +6,7 @@
 
 #include "cli/bank_access.h"
 #include "cli/bank_slots.h"
+#include "cli/bank_use.h"
 #include "cli/command.h"
 #include "cli/connect.h"
 #include "common/bank/cluster_tree.h"
@@ -150,6 +151,7 @@ void AddBankCommand(CLI::App& app) {
 
   AddBankAccessCommands(bank);
   AddBankSlotsCommand(bank);
+  AddBankUseCommand(bank);
   CLI::App* status = AddCommand(bank, "status", "spec, servers, head step, versions, bytes", command, ShowStatus);
   CLI::App* publish = AddCommand(bank, "publish", "turn a committed checkpoint into an immutable version for serving", command, Publish);
   publish->add_option("--checkpoint", command->checkpoint, "id of a committed checkpoint, or latest")->capture_default_str();

@@ -145,7 +145,7 @@ absl::Status WorkerService::FillMemory(const MemoryChoice& memory, v1::MemoryUse
   const std::optional<BankSpec>& bank = engine_->facts().bank;
   used->set_path_text(ToString(memory.path, bank.has_value() ? bank->fan_out : 1));
   if (bank.has_value()) used->set_bank_id(bank->bank_id);
-  used->set_bank_version(engine_->options().bank_version);
+  used->set_bank_version(memory.bank_version.value_or(""));
   for (BlockId id : blocks) ToProto(id, used->add_blocks());
   return absl::OkStatus();
 }
@@ -158,6 +158,7 @@ grpc::ServerWriteReactor<v1::GenerateChunk>* WorkerService::Generate(grpc::Callb
   const std::shared_ptr<CallTicket> ticket = reactor->ticket();
   auto submit = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(GenerateTask task, ToTask(*request, DeadlineOf(*context)));
+    task.memory.bank_version = engine_->bank_version();  // what is said is what is used, whenever it is switched
     v1::GenerateStart start;
     start.set_prompt_tokens(static_cast<uint32_t>(task.prompt.size()));
     RETURN_IF_ERROR(FillMemory(task.memory, start.mutable_memory()));
@@ -178,10 +179,12 @@ grpc::ServerUnaryReactor* WorkerService::Score(grpc::CallbackServerContext* cont
     if (request->items_size() > kMaxScoreItems) {
       return InvalidArgument("{} items to score; at most {} are allowed in one call", request->items_size(), kMaxScoreItems);
     }
+    const std::string bank_version = engine_->bank_version();
     std::vector<ScoreTask> tasks;
     for (const v1::ScoreItem& item : request->items()) {
       absl::StatusOr<ScoreTask> task = ToTask(item);
       v1::ScoreResult* result = reply->add_results();
+      if (task.ok()) task->memory.bank_version = bank_version;
       absl::Status status = task.ok() ? FillMemory(task->memory, result->mutable_memory()) : task.status();
       if (!status.ok()) return Annotate(status, fmt::format("item {}", tasks.size()));
       result->set_context_tokens(static_cast<uint32_t>(task->context));
@@ -233,7 +236,7 @@ grpc::ServerUnaryReactor* WorkerService::GetStatus(grpc::CallbackServerContext* 
     ToProto(*facts.bank, reply->mutable_bank());
     reply->set_bank_hash(facts.bank->Hash());
   }
-  reply->set_bank_version(options.bank_version);
+  reply->set_bank_version(engine_->bank_version());
   reply->set_context(facts.context);
   reply->set_vocab(static_cast<uint32_t>(facts.vocab));
   reply->set_queued(status.queued);
@@ -250,6 +253,17 @@ grpc::ServerUnaryReactor* WorkerService::GetStatus(grpc::CallbackServerContext* 
   reply->set_generated_tokens(status.generated_tokens);
   reply->set_prompt_tokens(status.prompt_tokens);
   return Finished(context, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* WorkerService::UseBankVersion(grpc::CallbackServerContext* context, const v1::UseBankVersionRequest* request,
+                                                        v1::UseBankVersionReply* reply) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  version_thread_.Schedule([this, reactor, request, reply] {
+    absl::StatusOr<std::string> previous = engine_->UseBankVersion(request->bank_version(), request->check_only());
+    if (previous.ok()) reply->set_previous_version(*std::move(previous));
+    reactor->Finish(ToGrpc(previous.status()));
+  });
+  return reactor;
 }
 
 grpc::ServerUnaryReactor* WorkerService::Drain(grpc::CallbackServerContext* context, const v1::DrainRequest* request, v1::DrainReply* reply) {

@@ -18,7 +18,7 @@ namespace membank {
 class WorkerService final : public v1::WorkerService::CallbackService {
  public:
   WorkerService(Engine* engine, const Tokenizer* tokenizer, std::string model_name)
-      : engine_(engine), tokenizer_(tokenizer), model_name_(std::move(model_name)), drain_thread_(1) {}
+      : engine_(engine), tokenizer_(tokenizer), model_name_(std::move(model_name)), drain_thread_(1), version_thread_(1) {}
 
   grpc::ServerWriteReactor<v1::GenerateChunk>* Generate(grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override;
   grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context, const v1::ScoreRequest* request, v1::ScoreReply* reply) override;
@@ -28,6 +28,8 @@ class WorkerService final : public v1::WorkerService::CallbackService {
                                        v1::DetokenizeReply* reply) override;
   grpc::ServerUnaryReactor* GetStatus(grpc::CallbackServerContext* context, const v1::GetStatusRequest* request,
                                       v1::WorkerStatus* reply) override;
+  grpc::ServerUnaryReactor* UseBankVersion(grpc::CallbackServerContext* context, const v1::UseBankVersionRequest* request,
+                                           v1::UseBankVersionReply* reply) override;
   grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* context, const v1::DrainRequest* request, v1::DrainReply* reply) override;
 
  private:
@@ -40,7 +42,8 @@ class WorkerService final : public v1::WorkerService::CallbackService {
   Engine* const engine_;
   const Tokenizer* const tokenizer_;
   const std::string model_name_;
-  ThreadPool drain_thread_;  // Drain waits
+  ThreadPool drain_thread_;    // Drain waits
+  ThreadPool version_thread_;  // UseBankVersion asks the memory servers
 };
 
 }  // namespace membank

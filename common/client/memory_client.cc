@@ -13,6 +13,7 @@
 #include "common/client/peer_call.h"
 #include "common/client/retry.h"
 #include "common/client/topology.h"
+#include "common/client/version_list.h"
 #include "common/rpc/status.h"
 #include "common/rpc/training_wire.h"
 #include "common/rpc/wire.h"
@@ -44,6 +45,7 @@ class RpcMemoryClient final : public MemoryClient {
 
   const BankSpec& spec() const override { return spec_; }
   absl::StatusOr<BankStatus> GetStatus() override;
+  absl::StatusOr<std::vector<std::string>> ListVersions(std::chrono::milliseconds timeout) override;
 
   absl::Status Fetch(absl::Span<BlockFetch> blocks, const FetchOptions& options) override;
   absl::Status Prefetch(absl::Span<const BlockId> ids) override;
@@ -244,6 +246,11 @@ absl::StatusOr<BankStatus> RpcMemoryClient::GetStatus() {
     if (count == met.manifests.size()) status.versions.push_back(version);
   }
   return status;
+}
+
+absl::StatusOr<std::vector<std::string>> RpcMemoryClient::ListVersions(std::chrono::milliseconds timeout) {
+  ReloadTopology(CurrentTopology());  // a server may have joined or left since the last fetch
+  return VersionsOnAll(*CurrentTopology(), absl::Now() + absl::FromChrono(timeout));
 }
 
 // --- Fetch --------------------------------------------------------------------------------------------------------------------

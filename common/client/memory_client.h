@@ -75,6 +75,8 @@ class MemoryClient {
 
   virtual const BankSpec& spec() const = 0;
   virtual absl::StatusOr<BankStatus> GetStatus() = 0;
+  // The versions that every server has published; for a server that does not answer, one of its replicas says it.
+  virtual absl::StatusOr<std::vector<std::string>> ListVersions(std::chrono::milliseconds timeout) = 0;
 
   // All blocks, servers in parallel. On error the destinations are undefined.
   virtual absl::Status Fetch(absl::Span<BlockFetch> blocks, const FetchOptions& options) = 0;

@@ -150,6 +150,19 @@ class GrpcRouterClient : public RouterClient {
 
 }  // namespace
 
+absl::StatusOr<std::vector<std::string>> WorkersOf(const std::string& router, const TlsFiles& tls, std::chrono::milliseconds timeout) {
+  ChannelOptions options;
+  options.tls = tls;
+  ASSIGN_OR_RETURN(const auto channels, MakeChannels(router, options));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + timeout);
+  v1::RouterStatus reply;
+  RETURN_IF_ERROR(FromGrpc(v1::RouterService::NewStub(channels.front())->Status(&context, v1::RouterStatusRequest(), &reply), "router " + router));
+  std::vector<std::string> workers;
+  for (const v1::WorkerState& worker : reply.workers()) workers.push_back(worker.address());
+  return workers;
+}
+
 absl::StatusOr<std::unique_ptr<RouterClient>> RouterClient::Connect(const std::string& address, std::chrono::milliseconds timeout) {
   ASSIGN_OR_RETURN(const auto channels, MakeChannels(address, {}));
   auto client = std::make_unique<GrpcRouterClient>(address, v1::RouterService::NewStub(channels.front()));

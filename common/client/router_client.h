@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/bank/block.h"
+#include "common/rpc/tls_files.h"
 
 namespace membank {
 
@@ -69,6 +70,9 @@ struct RouterFacts {
   size_t healthy_workers = 0;
   std::string model, bank_id, bank_version;  // of the first healthy worker
 };
+
+// The workers of a router, healthy or not.
+absl::StatusOr<std::vector<std::string>> WorkersOf(const std::string& router, const TlsFiles& tls, std::chrono::milliseconds timeout);
 
 class RouterClient {
  public:

@@ -173,6 +173,15 @@ absl::StatusOr<WorkerClient::Status> WorkerClient::GetStatus() {
   return status;
 }
 
+absl::StatusOr<std::string> WorkerClient::UseBankVersion(const std::string& bank_version, bool check_only) {
+  v1::UseBankVersionRequest request;
+  request.set_bank_version(bank_version);
+  request.set_check_only(check_only);
+  v1::UseBankVersionReply reply;
+  RETURN_IF_ERROR(connection_->Call(&v1::WorkerService::Stub::UseBankVersion, request, &reply, connection_->options.timeout));
+  return reply.previous_version();
+}
+
 absl::StatusOr<uint32_t> WorkerClient::Drain(std::chrono::milliseconds timeout) {
   v1::DrainReply reply;
   RETURN_IF_ERROR(connection_->Call(&v1::WorkerService::Stub::Drain, v1::DrainRequest(), &reply, timeout));

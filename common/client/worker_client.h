@@ -88,6 +88,8 @@ class WorkerClient {
   absl::StatusOr<std::vector<int32_t>> Tokenize(const std::string& text, bool parse_special = false);
   absl::StatusOr<std::string> Detokenize(const std::vector<int32_t>& ids, bool keep_special = false);
   absl::StatusOr<Status> GetStatus();
+  // New sequences get this version (empty: the live head), those in flight keep theirs; which one they got before.
+  absl::StatusOr<std::string> UseBankVersion(const std::string& bank_version, bool check_only);
   // Refuses new work; how many sequences were left at the timeout.
   absl::StatusOr<uint32_t> Drain(std::chrono::milliseconds timeout);
 

@@ -27,19 +27,20 @@ prometheus::Histogram& FetchLatency() {
 BlockLoader::BlockLoader(MemoryClient* client, BlockLoaderOptions options)
     : client_(client), options_(std::move(options)), pool_(options_.threads) {}
 
-void BlockLoader::Load(const std::vector<BlockId>& ids, Done done) {
+void BlockLoader::Load(const std::string& bank_version, const std::vector<BlockId>& ids, Done done) {
   auto request = std::make_shared<Request>();
   request->handles.resize(ids.size());
-  std::vector<std::pair<BlockId, BlockHandle>> to_fetch;
+  std::vector<std::pair<Key, BlockHandle>> to_fetch;
   bool resident = false;
   {
     absl::MutexLock lock(&mu_);
     for (size_t i = 0; i < ids.size(); ++i) {
-      auto [it, added] = entries_.try_emplace(ids[i]);
+      const Key key{bank_version, ids[i]};
+      auto [it, added] = entries_.try_emplace(key);
       Entry& entry = it->second;
-      if (added) entry.used = recency_.insert(recency_.begin(), ids[i]);
+      if (added) entry.used = recency_.insert(recency_.begin(), key);
       recency_.splice(recency_.begin(), recency_, entry.used);
-      if (MayUse(entry)) {
+      if (MayUse(entry, bank_version)) {
         request->handles[i] = entry.block;
         Hits().Increment();
         continue;
@@ -48,32 +49,32 @@ void BlockLoader::Load(const std::vector<BlockId>& ids, Done done) {
       entry.waiters.push_back({request, i});
       if (entry.loading) continue;
       entry.loading = true;
-      to_fetch.emplace_back(ids[i], entry.block);
+      to_fetch.emplace_back(key, entry.block);
     }
     request->done = std::move(done);
     resident = request->missing == 0;
   }
   if (resident) return request->done(std::move(request->handles));
-  for (auto& [id, current] : to_fetch) {
-    pool_.Schedule([this, id = id, current = std::move(current)]() mutable { Fetch(id, std::move(current)); });
+  for (auto& [key, current] : to_fetch) {
+    pool_.Schedule([this, key = key, current = std::move(current)]() mutable { Fetch(key, std::move(current)); });
   }
 }
 
 // May a sequence start with what is resident, without asking the servers?
-bool BlockLoader::MayUse(const Entry& entry) const {
-  if (entry.block == nullptr || options_.bank_version.empty()) return false;
+bool BlockLoader::MayUse(const Entry& entry, const std::string& bank_version) const {
+  if (entry.block == nullptr || bank_version.empty()) return false;
   if (options_.access == nullptr) return true;
   return !entry.block->blocked && entry.access_epoch == options_.access->epoch() && options_.access->CheckLease().ok();
 }
 
-void BlockLoader::Fetch(BlockId id, BlockHandle current) {
+void BlockLoader::Fetch(const Key& key, BlockHandle current) {
   const uint64_t access_epoch = options_.access == nullptr ? 0 : options_.access->epoch();
-  absl::StatusOr<BlockHandle> fetched = FetchOne(id, current);
+  absl::StatusOr<BlockHandle> fetched = FetchOne(key, current);
   current.reset();
   std::vector<std::shared_ptr<Request>> complete;
   {
     absl::MutexLock lock(&mu_);
-    auto it = entries_.find(id);
+    auto it = entries_.find(key);
     Entry& entry = it->second;
     entry.loading = false;
     if (fetched.ok()) entry.access_epoch = access_epoch;
@@ -104,7 +105,8 @@ void BlockLoader::Fetch(BlockId id, BlockHandle current) {
   }
 }
 
-absl::StatusOr<BlockHandle> BlockLoader::FetchOne(BlockId id, const BlockHandle& current) const {
+absl::StatusOr<BlockHandle> BlockLoader::FetchOne(const Key& key, const BlockHandle& current) const {
+  const auto& [bank_version, id] = key;
   const BankSpec& spec = client_->spec();
   const absl::Time begin = absl::Now();
   auto block = std::make_shared<ResidentBlock>();
@@ -115,7 +117,7 @@ absl::StatusOr<BlockHandle> BlockLoader::FetchOne(BlockId id, const BlockHandle&
   fetch.destination = {static_cast<uint8_t*>(payload.data_ptr()), static_cast<size_t>(payload.nbytes())};
   if (current != nullptr && !current->blocked) fetch.newer_than = static_cast<int64_t>(current->version);
   FetchOptions fetch_options;
-  fetch_options.bank_version = options_.bank_version;
+  fetch_options.bank_version = bank_version;
   fetch_options.timeout = absl::ToChronoMilliseconds(options_.timeout);
   if (absl::Status status = client_->Fetch(absl::MakeSpan(&fetch, 1), fetch_options); !status.ok()) {
     return Annotate(status, fmt::format("block {} of bank {}", ToString(id), spec.bank_id));
@@ -148,11 +150,12 @@ std::vector<BlockId> BlockLoader::ResidentBlocks() const {
   std::vector<BlockId> ids;
   {
     absl::MutexLock lock(&mu_);
-    for (const auto& [id, entry] : entries_) {
-      if (entry.block != nullptr) ids.push_back(id);
+    for (const auto& [key, entry] : entries_) {
+      if (entry.block != nullptr) ids.push_back(key.second);
     }
   }
   std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
   return ids;
 }
 

@@ -1,8 +1,9 @@
 // Blocks for serving: loads them from the memory servers on its own threads, so that sequences whose blocks are there go on meanwhile; keeps
 // them in the model's dtype, least recently used first out. One fetch per block however many sequences wait for it, and each block fails
 // alone. A published bank version never changes, so a resident block costs nothing; of the live head the servers are asked each time, and an
-// unchanged block costs a header. With an access watch, what was fetched before the access table changed, or is there when the watch's lease is
-// over, is asked for again, too. A handle pins its block: its values never change, and it is not dropped.
+// unchanged block costs a header. Blocks of several versions lie side by side while sequences of both run. With an access watch, what was
+// fetched before the access table changed, or is there when the watch's lease is over, is asked for again, too. A handle pins its block: its
+// values never change, and it is not dropped.
 // Owned by the engine; any thread. Errors are the client's, with the block named.
 #pragma once
 
@@ -24,7 +25,6 @@
 namespace membank {
 
 struct BlockLoaderOptions {
-  std::string bank_version;               // empty: the live head
   torch::Dtype dtype = torch::kBFloat16;  // of the values
   uint64_t capacity_bytes = 2ull << 30;   // unpinned blocks go beyond it
   int threads = 4;                        // fetches at once
@@ -38,13 +38,15 @@ class BlockLoader {
 
   BlockLoader(MemoryClient* client, BlockLoaderOptions options);
 
-  // Calls `done` once, with one handle per id in order: on this thread when all are resident, else from a loader thread. Ids are distinct.
-  void Load(const std::vector<BlockId>& ids, Done done) ABSL_LOCKS_EXCLUDED(mu_);
+  // Calls `done` once, with one handle per id in order, all of one bank version (empty: the live head): on this thread when all are resident,
+  // else from a loader thread. Ids are distinct.
+  void Load(const std::string& bank_version, const std::vector<BlockId>& ids, Done done) ABSL_LOCKS_EXCLUDED(mu_);
 
-  std::vector<BlockId> ResidentBlocks() const ABSL_LOCKS_EXCLUDED(mu_);  // sorted
+  std::vector<BlockId> ResidentBlocks() const ABSL_LOCKS_EXCLUDED(mu_);  // of any version, sorted
   uint64_t resident_bytes() const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
+  using Key = std::pair<std::string, BlockId>;  // bank version, block
   struct Request {                        // one call of Load
     std::vector<BlockHandle> handles;
     size_t missing = 0;
@@ -60,20 +62,20 @@ class BlockLoader {
     bool loading = false;
     uint64_t access_epoch = 0;            // at which the block was asked for
     std::vector<Waiter> waiters;
-    std::list<BlockId>::iterator used;    // in recency_
+    std::list<Key>::iterator used;        // in recency_
   };
 
-  void Fetch(BlockId id, BlockHandle current) ABSL_LOCKS_EXCLUDED(mu_);
-  absl::StatusOr<BlockHandle> FetchOne(BlockId id, const BlockHandle& current) const;
-  bool MayUse(const Entry& entry) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Fetch(const Key& key, BlockHandle current) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<BlockHandle> FetchOne(const Key& key, const BlockHandle& current) const;
+  bool MayUse(const Entry& entry, const std::string& bank_version) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Evict() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   MemoryClient* const client_;
   const BlockLoaderOptions options_;
 
   mutable absl::Mutex mu_;
-  absl::flat_hash_map<BlockId, Entry> entries_ ABSL_GUARDED_BY(mu_);
-  std::list<BlockId> recency_ ABSL_GUARDED_BY(mu_);  // most recent first
+  absl::flat_hash_map<Key, Entry> entries_ ABSL_GUARDED_BY(mu_);
+  std::list<Key> recency_ ABSL_GUARDED_BY(mu_);  // most recent first
   uint64_t bytes_ ABSL_GUARDED_BY(mu_) = 0;
 
   ThreadPool pool_;  // last: its threads use everything above

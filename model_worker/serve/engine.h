@@ -38,7 +38,8 @@ struct SamplingParameters {
 
 struct MemoryChoice {
   BlockPath path;
-  std::vector<uint32_t> levels;        // only these; empty = all
+  std::vector<uint32_t> levels;             // only these; empty = all
+  std::optional<std::string> bank_version;  // of all blocks of the sequence, to its end; not set: the one in use when it is submitted
 };
 
 struct GenerateTask {
@@ -101,7 +102,7 @@ struct EngineOptions {
   uint64_t max_queued_tokens = 262144; // waiting prompt tokens; beyond it RESOURCE_EXHAUSTED
   uint64_t kv_cache_tokens = 65536;    // reserved by all running sequences together
   uint32_t threads = 0;                // compute threads; 0 = one per core
-  std::string bank_version;            // published version; empty = the live head
+  std::string bank_version;            // published version to begin with; empty = the live head
   uint64_t block_cache_bytes = 2ull << 30;  // blocks that no sequence uses are dropped beyond it
   uint32_t fetch_threads = 4;          // blocks fetched at once
   absl::Duration fetch_timeout = absl::Seconds(30);
@@ -137,6 +138,12 @@ class Engine {
 
   // The blocks that `memory` joins to the anchor; checks the path.
   virtual absl::StatusOr<std::vector<BlockId>> BlocksOf(const MemoryChoice& memory) const = 0;
+
+  // The version that new sequences get; empty = the live head.
+  virtual std::string bank_version() const = 0;
+  // New sequences get this version from now on, those in flight keep theirs; which one they got before. Asks the memory servers, so it may
+  // take seconds. NOT_FOUND lists the versions that every server has. `check_only`: nothing is changed.
+  virtual absl::StatusOr<std::string> UseBankVersion(const std::string& bank_version, bool check_only) = 0;
 
   // Refuses new work from now on; returns when idle or at the deadline: how many sequences are left.
   virtual uint32_t Drain(absl::Time deadline) = 0;

@@ -11,6 +11,10 @@
 namespace membank {
 namespace {
 
+constexpr std::chrono::seconds kVersionsTimeout{10};  // of the memory servers, to say which versions they have
+
+std::string VersionName(const std::string& version) { return version.empty() ? "(live head)" : version; }
+
 double Milliseconds(absl::Time from, absl::Time to) { return from == absl::InfinitePast() ? 0 : absl::ToDoubleMilliseconds(to - from); }
 
 uint64_t KvTokens(const std::vector<std::unique_ptr<Sequence>>& running) {
@@ -53,10 +57,10 @@ absl::StatusOr<std::unique_ptr<Engine>> ModelEngine::Create(std::unique_ptr<Tran
   std::unique_ptr<ModelEngine> engine(new ModelEngine(std::move(model), tokenizer, options));
   if (client != nullptr) {
     RETURN_IF_ERROR(CheckBank(client->spec(), engine->model_->weights()));
+    engine->client_ = client;
     engine->facts_.bank = client->spec();
     engine->step_options_.widths = client->spec().widths;
     BlockLoaderOptions loader;
-    loader.bank_version = options.bank_version;
     loader.dtype = engine->model_->dtype();
     loader.capacity_bytes = options.block_cache_bytes;
     loader.threads = static_cast<int>(options.fetch_threads);
@@ -69,7 +73,7 @@ absl::StatusOr<std::unique_ptr<Engine>> ModelEngine::Create(std::unique_ptr<Tran
 }
 
 ModelEngine::ModelEngine(std::unique_ptr<Transformer> model, const Tokenizer* tokenizer, const EngineOptions& options)
-    : options_(options), tokenizer_(tokenizer), model_(std::move(model)) {
+    : options_(options), tokenizer_(tokenizer), model_(std::move(model)), bank_version_(options.bank_version) {
   const ModelConfig& config = model_->config();
   facts_.anchor_fingerprint = model_->weights().fingerprint;
   facts_.context = options.context > 0 ? options.context : static_cast<uint32_t>(config.context);
@@ -137,6 +141,7 @@ absl::StatusOr<uint64_t> ModelEngine::Generate(GenerateTask task, std::shared_pt
   }
   auto sequence = std::make_unique<Sequence>();
   ASSIGN_OR_RETURN(sequence->block_ids, BlocksOf(task.memory));
+  sequence->bank_version = task.memory.bank_version.value_or(bank_version());
   sequence->deadline = task.deadline;
   sequence->prompt = task.prompt.size();
   const uint64_t length = std::min<uint64_t>(facts_.context, sequence->prompt + uint64_t{task.sampling.max_tokens});
@@ -172,6 +177,7 @@ absl::StatusOr<uint64_t> ModelEngine::Score(std::vector<ScoreTask> tasks, absl::
                                facts_.context);
       }
       ASSIGN_OR_RETURN(sequence->block_ids, BlocksOf(task.memory));
+      sequence->bank_version = task.memory.bank_version.value_or(bank_version());
       sequence->reserved = task.tokens.size() <= options_.prefill_tokens ? 0 : task.tokens.size();
       if (sequence->reserved > options_.kv_cache_tokens) {
         return InvalidArgument("{} tokens need as much KV cache, the worker has {}; score shorter texts", sequence->reserved,
@@ -217,6 +223,26 @@ absl::StatusOr<uint64_t> ModelEngine::Submit(std::vector<SequencePtr> sequences)
 void ModelEngine::Cancel(uint64_t ticket) {
   absl::MutexLock lock(&mu_);
   if (sequences_ > 0) cancelled_.insert(ticket);
+}
+
+std::string ModelEngine::bank_version() const {
+  absl::MutexLock lock(&mu_);
+  return bank_version_;
+}
+
+absl::StatusOr<std::string> ModelEngine::UseBankVersion(const std::string& bank_version, bool check_only) {
+  if (client_ == nullptr) return FailedPrecondition("this worker serves its anchor without a bank; there is no version to use");
+  if (!bank_version.empty()) {
+    ASSIGN_OR_RETURN(const std::vector<std::string> versions, client_->ListVersions(kVersionsTimeout));
+    if (std::find(versions.begin(), versions.end(), bank_version) == versions.end()) {
+      return NotFound("bank version \"{}\" is not on every memory server; these are: {}", bank_version,
+                      versions.empty() ? "none" : fmt::format("{}", fmt::join(versions, ", ")));
+    }
+  }
+  absl::MutexLock lock(&mu_);
+  if (check_only) return bank_version_;
+  if (bank_version != bank_version_) LOG_INFO("new sequences get bank version {} instead of {}", VersionName(bank_version), VersionName(bank_version_));
+  return std::exchange(bank_version_, bank_version);
 }
 
 uint32_t ModelEngine::Drain(absl::Time deadline) {
@@ -360,7 +386,7 @@ void ModelEngine::StartLoads() {
       continue;
     }
     sequence.state = Sequence::State::kLoading;
-    loader_->Load(sequence.block_ids, [this, id = sequence.id](absl::StatusOr<std::vector<BlockHandle>> blocks) {
+    loader_->Load(sequence.bank_version, sequence.block_ids, [this, id = sequence.id](absl::StatusOr<std::vector<BlockHandle>> blocks) {
       absl::MutexLock lock(&mu_);
       loaded_.push_back({id, std::move(blocks)});
     });

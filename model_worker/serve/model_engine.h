@@ -29,6 +29,8 @@ class ModelEngine final : public Engine {
   absl::StatusOr<uint64_t> Score(std::vector<ScoreTask> tasks, absl::Time deadline, ScoreCallback done) override;
   void Cancel(uint64_t ticket) override;
   absl::StatusOr<std::vector<BlockId>> BlocksOf(const MemoryChoice& memory) const override;
+  std::string bank_version() const override ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<std::string> UseBankVersion(const std::string& bank_version, bool check_only) override ABSL_LOCKS_EXCLUDED(mu_);
   uint32_t Drain(absl::Time deadline) override;
   EngineStatus GetStatus() const override;
   const EngineFacts& facts() const override { return facts_; }
@@ -63,6 +65,7 @@ class ModelEngine final : public Engine {
 
   const EngineOptions options_;
   const Tokenizer* const tokenizer_;
+  MemoryClient* client_ = nullptr;  // null: no memory
   EngineFacts facts_;
 
   // The engine thread's own.
@@ -79,6 +82,7 @@ class ModelEngine final : public Engine {
   uint64_t next_id_ ABSL_GUARDED_BY(mu_) = 1;
   uint64_t queued_tokens_ ABSL_GUARDED_BY(mu_) = 0;
   uint32_t sequences_ ABSL_GUARDED_BY(mu_) = 0;                   // accepted and not ended
+  std::string bank_version_ ABSL_GUARDED_BY(mu_);                 // of new sequences
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   EngineStatus status_ ABSL_GUARDED_BY(mu_);

@@ -44,6 +44,7 @@ struct Sequence {
   size_t prompt = 0;                   // tokens of the prompt; of a scored item: all
   size_t done = 0;                     // tokens that went through the model
   std::vector<BlockId> block_ids;      // one per level that is used
+  std::string bank_version;            // of all of them
   std::vector<BlockHandle> blocks;     // the same, once loaded: pinned
   absl::Time submitted, deadline;
   absl::Time started = absl::InfinitePast(), first_token = absl::InfinitePast();

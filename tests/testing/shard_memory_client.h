@@ -58,6 +58,7 @@ class ShardMemoryClient : public MemoryClient {
     }
     return status;
   }
+  absl::StatusOr<std::vector<std::string>> ListVersions(std::chrono::milliseconds) override { return shards_[0]->Status().versions; }
 
   absl::Status Fetch(absl::Span<BlockFetch> blocks, const FetchOptions& options) override {
     for (BlockFetch& block : blocks) {

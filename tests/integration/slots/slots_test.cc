@@ -432,6 +432,13 @@ TEST_F(SlotsTest, ReplicasServeVersionsWhileTheOwnerIsAway) {
   EXPECT_LT(dead, 5);
   EXPECT_LT(next, 1);
   EXPECT_LT(rolled_back, 1);
+  const auto listed = reader->ListVersions(std::chrono::seconds(10));
+  ASSERT_TRUE(listed.ok()) << listed.status();
+  EXPECT_EQ(*listed, (std::vector<std::string>{"v2", "v3"})) << "the replica says it";
+  Server("m1").Signal(SIGKILL);  // it has no replica
+  const absl::Status unsaid = reader->ListVersions(std::chrono::seconds(3)).status();
+  EXPECT_THAT(std::string(unsaid.message()), ::testing::HasSubstr("memory server m1 at"));
+  ASSERT_OK(Server("m1").Start());
   ASSERT_OK(Server("m0").Start());
   const auto another = Connect();
   ASSERT_NE(another, nullptr);

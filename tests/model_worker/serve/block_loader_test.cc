@@ -8,7 +8,7 @@ namespace {
 
 class BlockLoaderTest : public ::testing::Test {
  protected:
-  BlockLoader& loader(BlockLoaderOptions options = {"v1", torch::kFloat}) {
+  BlockLoader& loader(BlockLoaderOptions options = {torch::kFloat}) {
     if (!loader_) loader_ = std::make_unique<BlockLoader>(&memory_, options);
     return *loader_;
   }
@@ -16,7 +16,7 @@ class BlockLoaderTest : public ::testing::Test {
   absl::StatusOr<std::vector<BlockHandle>> Load(const std::vector<BlockId>& ids) {
     absl::Notification done;
     absl::StatusOr<std::vector<BlockHandle>> result = Internal("not called");
-    loader().Load(ids, [&](absl::StatusOr<std::vector<BlockHandle>> blocks) {
+    loader().Load(version_, ids, [&](absl::StatusOr<std::vector<BlockHandle>> blocks) {
       result = std::move(blocks);
       done.Notify();
     });
@@ -25,11 +25,12 @@ class BlockLoaderTest : public ::testing::Test {
   }
 
   FakeMemory memory_;
+  std::string version_ = "v1";
   std::unique_ptr<BlockLoader> loader_;
 };
 
 TEST_F(BlockLoaderTest, LoadsInOrderAndConverts) {
-  loader({"v1", torch::kBFloat16});
+  loader({torch::kBFloat16});
   auto blocks = Load({{2, 5}, {1, 1}});
   ASSERT_TRUE(blocks.ok()) << blocks.status();
   EXPECT_EQ((*blocks)[0]->id, (BlockId{2, 5}));
@@ -45,7 +46,7 @@ TEST_F(BlockLoaderTest, ManyWaitersOneFetch) {
   memory_.Hold({1, 0});
   absl::BlockingCounter done(20);
   for (int i = 0; i < 20; ++i) {
-    loader().Load({{1, 0}}, [&](absl::StatusOr<std::vector<BlockHandle>> blocks) {
+    loader().Load(version_, {{1, 0}}, [&](absl::StatusOr<std::vector<BlockHandle>> blocks) {
       EXPECT_TRUE(blocks.ok());
       done.DecrementCount();
     });
@@ -58,7 +59,7 @@ TEST_F(BlockLoaderTest, ManyWaitersOneFetch) {
 }
 
 TEST_F(BlockLoaderTest, TheLiveHeadIsAskedAgain) {
-  loader({"", torch::kFloat});
+  version_ = "";
   ASSERT_TRUE(Load({{1, 0}}).ok());
   auto same = Load({{1, 0}});
   EXPECT_EQ(memory_.unchanged(), 1);
@@ -68,6 +69,21 @@ TEST_F(BlockLoaderTest, TheLiveHeadIsAskedAgain) {
   EXPECT_EQ((*newer)[0]->version, 2u);
   EXPECT_EQ((*same)[0]->version, 1u) << "a handle never changes";
   EXPECT_FALSE(torch::equal((*newer)[0]->values, (*same)[0]->values));
+}
+
+TEST_F(BlockLoaderTest, VersionsLieSideBySideAndNeverMix) {
+  const auto first = Load({{1, 0}, {2, 1}});
+  version_ = "v2";
+  const auto second = Load({{1, 0}, {2, 1}});
+  version_ = "v1";
+  const auto back = Load({{1, 0}, {2, 1}});
+  ASSERT_TRUE(first.ok() && second.ok() && back.ok());
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_FALSE(torch::equal((*first)[i]->values, (*second)[i]->values));
+    EXPECT_EQ((*first)[i], (*back)[i]) << "rolling back finds what is still resident";
+  }
+  EXPECT_EQ(memory_.fetches({1, 0}), 2);
+  EXPECT_EQ(loader().ResidentBlocks(), (std::vector<BlockId>{{1, 0}, {2, 1}}));
 }
 
 TEST_F(BlockLoaderTest, AFailureIsOneBlocksAndIsNotKept) {
@@ -83,7 +99,7 @@ TEST_F(BlockLoaderTest, AFailureIsOneBlocksAndIsNotKept) {
 
 TEST_F(BlockLoaderTest, DropsTheLeastRecentlyUsedThatNobodyHolds) {
   const uint64_t block = memory_.spec().BlockElements(2) * 4;
-  loader({"v1", torch::kFloat, 2 * block});
+  loader({torch::kFloat, 2 * block});
   auto pinned = Load({{2, 0}});
   ASSERT_TRUE(Load({{2, 1}}).ok());
   ASSERT_TRUE(Load({{2, 2}}).ok());

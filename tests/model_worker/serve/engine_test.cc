@@ -63,6 +63,44 @@ TEST_F(ServeTest, SampledAnswersDependOnTheSeedNotOnTheBatch) {
   EXPECT_NE(other->ids(), alone->ids());
 }
 
+TEST_F(ServeTest, SequencesInFlightKeepTheirBankVersion) {
+  Start();
+  memory_.Hold({2, 5});
+  auto waiting = Submit(Task("one prompt", Leaf(5)));  // its second block comes after the change
+  int outputs = 0;
+  auto running = Submit(Task("one prompt", Leaf(7), 40), [&](const Collector*) {
+    if (++outputs != 3) return;
+    EXPECT_EQ(engine_->UseBankVersion("v2", /*check_only=*/false).value(), "v1");
+  });
+  ASSERT_TRUE(running->Wait().ok());
+  auto other = Submit(Task("one prompt", Leaf(7), 40));
+  memory_.Release();
+  ASSERT_TRUE(waiting->Wait().ok());
+  ASSERT_TRUE(other->Wait().ok());
+  EXPECT_GT(std::abs(*other->tokens()[0].logprob - *running->tokens()[0].logprob), 1e-4);
+
+  EXPECT_EQ(engine_->UseBankVersion("v1", false).value(), "v2");  // back
+  auto running_alone = Submit(Task("one prompt", Leaf(7), 40));
+  ASSERT_TRUE(running_alone->Wait().ok());
+  auto waiting_alone = Submit(Task("one prompt", Leaf(5)));
+  ASSERT_TRUE(waiting_alone->Wait().ok());
+  ExpectSame(*running, *running_alone);
+  ExpectSame(*waiting, *waiting_alone);
+}
+
+TEST_F(ServeTest, OnlyVersionsThatAreThereCanBeUsed) {
+  Start();
+  const absl::Status unknown = engine_->UseBankVersion("v9", false).status();
+  EXPECT_EQ(unknown.code(), absl::StatusCode::kNotFound);
+  EXPECT_NE(unknown.message().find("\"v9\" is not on every memory server; these are: v1, v2"), std::string::npos) << unknown;
+  EXPECT_EQ(engine_->UseBankVersion("v2", /*check_only=*/true).value(), "v1");
+  EXPECT_EQ(engine_->bank_version(), "v1");
+  EXPECT_EQ(engine_->UseBankVersion("", false).value(), "v1");
+  EXPECT_EQ(engine_->bank_version(), "") << "the live head";
+  Start(Options(), /*with_memory=*/false);
+  EXPECT_EQ(engine_->UseBankVersion("v1", false).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
 TEST_F(ServeTest, PromptsInChunksEqualPromptsAtOnce) {
   const std::string prompt(100, 'q');
   GenerateTask task = Task(prompt + "uite long", Leaf(4));

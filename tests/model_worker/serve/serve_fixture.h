@@ -99,7 +99,8 @@ class FakeMemory final : public MemoryClient {
   }
 
   const BankSpec& spec() const override { return spec_; }
-  absl::StatusOr<BankStatus> GetStatus() override { return BankStatus{.spec = spec_, .versions = {"v1"}}; }
+  absl::StatusOr<BankStatus> GetStatus() override { return BankStatus{.spec = spec_}; }
+  absl::StatusOr<std::vector<std::string>> ListVersions(std::chrono::milliseconds) override { return std::vector<std::string>{"v1", "v2"}; }
 
   absl::Status Fetch(absl::Span<BlockFetch> blocks, const FetchOptions& options) override {
     for (BlockFetch& block : blocks) {
@@ -109,18 +110,19 @@ class FakeMemory final : public MemoryClient {
       if (!mu_.AwaitWithTimeout(absl::Condition(&free), absl::FromChrono(options.timeout))) return DeadlineExceeded("held");
       ++fetches_[block.id];
       if (auto it = failing_.find(block.id); it != failing_.end()) return it->second;
-      block.version = version_;
+      const uint64_t version = options.bank_version == "v2" ? 2 : version_;
+      block.version = version;
       block.blocked = blocked_.contains(block.id);
       if (block.blocked || zero_.contains(block.id)) {
         std::memset(block.destination.data(), 0, block.destination.size());
         continue;
       }
-      block.unchanged = block.newer_than >= static_cast<int64_t>(version_);
+      block.unchanged = block.newer_than >= static_cast<int64_t>(version);
       if (block.unchanged) {
         ++unchanged_;
         continue;
       }
-      const std::vector<float> values = Values(spec_, block.id, version_);
+      const std::vector<float> values = Values(spec_, block.id, version);
       if (block.destination.size() != values.size() * 4) return Internal("destination has {} bytes", block.destination.size());
       std::memcpy(block.destination.data(), values.data(), block.destination.size());
     }

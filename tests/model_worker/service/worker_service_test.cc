@@ -92,6 +92,27 @@ TEST_F(WorkerServiceTest, GenerateStreamsAndSaysWhatWasUsed) {
   EXPECT_LT(*tokens[8].logprob, 0);
 }
 
+TEST_F(WorkerServiceTest, AnswersSayWhichBankVersionTheyWereMadeWith) {
+  tiny_->HoldBlock({2, 4});
+  absl::StatusOr<WorkerClient::Answer> in_flight;
+  std::thread waiting([&] { in_flight = client_->Generate({"x"}, Leaf(4), Tokens(2), [](const auto&) { return true; }); });
+  while (client_->GetStatus()->queued == 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  EXPECT_EQ(client_->UseBankVersion("v2", /*check_only=*/true).value(), "v1");
+  EXPECT_EQ(client_->GetStatus()->bank_version, "v1");
+  EXPECT_EQ(client_->UseBankVersion("v2", /*check_only=*/false).value(), "v1");
+  EXPECT_EQ(client_->GetStatus()->bank_version, "v2");
+  const auto after = client_->Generate({"x"}, Leaf(3), Tokens(2), [](const auto&) { return true; });
+  ASSERT_TRUE(after.ok()) << after.status();
+  EXPECT_EQ(after->bank_version, "v2");
+  tiny_->ReleaseBlocks();
+  waiting.join();
+  ASSERT_TRUE(in_flight.ok()) << in_flight.status();
+  EXPECT_EQ(in_flight->bank_version, "v1");
+  const absl::Status unknown = client_->UseBankVersion("v9", false).status();
+  EXPECT_EQ(unknown.code(), absl::StatusCode::kNotFound) << unknown;
+  EXPECT_EQ(client_->GetStatus()->bank_version, "v2");
+}
+
 TEST_F(WorkerServiceTest, TokenIdsAndTextAreTheSamePrompt) {
   std::string first, second;
   ASSERT_TRUE(client_->Generate({"abc", {}, false}, Leaf(1), Tokens(20), [&](const auto& part) { first += part.text; return true; }).ok());

@@ -3,6 +3,7 @@
 
 #include <map>
 
+#include "common/client/router_client.h"
 #include "common/rpc/channel.h"
 #include "gmock/gmock.h"
 #include "tests/router/router_fixture.h"
@@ -219,6 +220,9 @@ TEST(RouterServiceTest, ResolveAndStatus) {
   EXPECT_EQ(status.fan_out(), 4u);
   EXPECT_EQ(status.tree_fingerprint(), "tree");
   EXPECT_TRUE(status.workers(0).healthy());
+  const auto workers = WorkersOf(served.rpc->address(), {}, std::chrono::seconds(10));
+  ASSERT_TRUE(workers.ok()) << workers.status();
+  EXPECT_THAT(*workers, testing::ElementsAre(served.servers[0]->address()));
 }
 
 TEST(WorkerPoolTest, APathPrefersOneWorkerAndPathsSpread) {
