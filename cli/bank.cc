@@ -13,6 +13,7 @@
 #include "common/base/file.h"
 #include "common/base/json.h"
 #include "common/base/status_macros.h"
+#include "common/rpc/slot_map_location.h"
 #include "model_worker/train/anchor_facts.h"
 #include "nlohmann/json.hpp"
 
@@ -106,7 +107,8 @@ absl::Status ShowStatus(const BankCommand& command) {
   if (command.servers.slot_map.empty()) {
     for (const std::string& address : command.servers.servers) fmt::print("server          {}\n", address);
   } else {
-    ASSIGN_OR_RETURN(const SlotMap map, SlotMap::Load(command.servers.slot_map));
+    ASSIGN_OR_RETURN(const std::unique_ptr<SlotMapSource> source, OpenSlotMap(command.servers.slot_map, command.servers.tls));
+    ASSIGN_OR_RETURN(const SlotMap map, source->Load());
     for (const SlotServer& server : map.servers()) fmt::print("server          {} at {}\n", server.id, server.address);
   }
   fmt::print("slot map epoch  {}\n", status.slot_map_epoch);

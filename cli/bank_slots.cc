@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "cli/command.h"
-#include "common/base/file.h"
 #include "common/base/status_macros.h"
 #include "common/client/slot_transfer.h"
+#include "common/rpc/slot_map_location.h"
 #include "nlohmann/json.hpp"
 
 namespace membank {
@@ -17,7 +17,7 @@ namespace {
 
 struct SlotsCommand {
   std::string slot_map, output, from, to, slots;
-  std::string tls_certificate, tls_key, tls_authority;
+  TlsFiles tls;
   std::vector<std::string> servers;
   double lease_seconds = 15;
   uint64_t part_bytes = 1 << 30;
@@ -43,9 +43,7 @@ absl::StatusOr<std::vector<SlotServer>> ParseServers(const std::vector<std::stri
 absl::StatusOr<std::unique_ptr<SlotTransfers>> Connect(const SlotsCommand& command) {
   SlotTransferOptions options;
   options.slot_map = command.slot_map;
-  options.tls_certificate = command.tls_certificate;
-  options.tls_key = command.tls_key;
-  options.tls_authority = command.tls_authority;
+  options.tls = command.tls;
   options.lease = absl::Seconds(command.lease_seconds);
   if (!command.json) options.report = [](const std::string& stage) {
     fmt::print("  {}\n", stage);
@@ -61,7 +59,8 @@ std::string Megabytes(uint64_t bytes) { return fmt::format("{:.1f} MB", bytes / 
 absl::Status Init(const SlotsCommand& command) {
   ASSIGN_OR_RETURN(const std::vector<SlotServer> servers, ParseServers(command.servers));
   ASSIGN_OR_RETURN(const SlotMap map, SlotMap::Striped(servers));
-  RETURN_IF_ERROR(WriteFileAtomic(command.output, map.ToJson() + "\n"));
+  ASSIGN_OR_RETURN(const std::unique_ptr<SlotMapSource> source, OpenSlotMap(command.output, command.tls));
+  RETURN_IF_ERROR(source->Create(map));
   fmt::print("wrote {}: {} slots striped over {} servers, epoch {}\n", command.output, kSlots, servers.size(), map.epoch());
   return absl::OkStatus();
 }
@@ -170,10 +169,9 @@ absl::Status Move(const SlotsCommand& command) {
 }
 
 absl::Status Replicas(const SlotsCommand& command) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<SlotMapSource> source, SlotMapSource::Open(command.slot_map));
-  ASSIGN_OR_RETURN(const SlotMap map, source->Load());
-  ASSIGN_OR_RETURN(const SlotMap next, map.WithReplicas(command.from, command.servers));
-  RETURN_IF_ERROR(source->Replace(next));
+  ASSIGN_OR_RETURN(const std::unique_ptr<SlotMapSource> source, OpenSlotMap(command.slot_map, command.tls));
+  ASSIGN_OR_RETURN(const SlotMap next,
+                   ChangeSlotMap(source.get(), [&](const SlotMap& map) { return map.WithReplicas(command.from, command.servers); }));
   fmt::print("{} has {} replicas, slot map epoch {}\n", command.from, command.servers.size(), next.epoch());
   return absl::OkStatus();
 }
@@ -186,7 +184,7 @@ void AddBankSlotsCommand(CLI::App* bank) {
   slots->require_subcommand(1);
   CLI::App* init = AddCommand(slots, "init", "write a slot map that stripes all blocks evenly", command, Init);
   init->add_option("--server", command->servers, "ID=ADDRESS, once per server, as m0=127.0.0.1:7101")->required();
-  init->add_option("--output", command->output, "slot map file to write")->required();
+  init->add_option("--output", command->output, fmt::format("where to make the slot map: {}", kSlotMapLocations))->required();
 
   CLI::App* list = AddCommand(slots, "list", "servers, their slots and the bytes in them", command, List);
   CLI::App* plan = AddCommand(slots, "plan", "what rebalance would move", command, Plan);
@@ -210,13 +208,12 @@ void AddBankSlotsCommand(CLI::App* bank) {
   CLI::App* replicas = AddCommand(slots, "replicas", "say which servers hold the published versions of a server, too", command, Replicas);
   replicas->add_option("--of", command->from, "id of the server")->required();
   replicas->add_option("--replica", command->servers, "address of a server started with --replica-of, once per replica; none: it has no replicas");
-  for (CLI::App* app : {list, plan, rebalance, move, replicas}) {
-    app->add_option("--slot-map", command->slot_map, "slot map file, shared by servers and clients")->required();
-    if (app == replicas) continue;
-    app->add_option("--tls-certificate", command->tls_certificate, "PEM certificate of an administrator");
-    app->add_option("--tls-key", command->tls_key, "PEM private key of the certificate");
-    app->add_option("--tls-authority", command->tls_authority, "PEM authorities of the servers' certificates; empty: no TLS");
-    app->add_flag("--json", command->json, "for scripts");
+  for (CLI::App* app : {init, list, plan, rebalance, move, replicas}) {
+    if (app != init) app->add_option("--slot-map", command->slot_map, fmt::format("slot map of servers and clients: {}", kSlotMapLocations))->required();
+    app->add_option("--tls-certificate", command->tls.certificate, "PEM certificate of an administrator");
+    app->add_option("--tls-key", command->tls.key, "PEM private key of the certificate");
+    app->add_option("--tls-authority", command->tls.authority, "PEM authorities of the servers' and etcd's certificates; empty: no TLS");
+    if (app != init && app != replicas) app->add_flag("--json", command->json, "for scripts");
   }
 }
 

@@ -1,12 +1,14 @@
 #include "cli/connect.h"
 
 #include "common/base/status_macros.h"
+#include "common/rpc/slot_map_location.h"
 
 namespace membank {
 
 void MemoryServers::AddOptions(CLI::App* command) {
   auto* group = command->add_option_group("memory servers", "where the bank is");
-  group->add_option("--slot-map", slot_map, "slot map file, as `membank bank slots init` writes it")->check(CLI::ExistingFile);
+  const auto exists = [](const std::string& location) { return IsEtcdLocation(location) ? "" : CLI::ExistingFile(location); };
+  group->add_option("--slot-map", slot_map, fmt::format("slot map, as `membank bank slots init` makes it: {}", kSlotMapLocations))->check(exists);
   group->add_option("--memory-servers", servers, "addresses host:port,host:port: a striped slot map in this order")->delimiter(',');
   group->require_option(1);
   command->add_option("--tls-certificate", tls.certificate, "PEM certificate that says who you are; its names decide what you may do");

@@ -17,7 +17,7 @@ struct MemoryServers {
 
   TlsFiles tls;
 
-  // --slot-map FILE | --memory-servers a,b. Exactly one must be given. And --tls-certificate, --tls-key, --tls-authority.
+  // --slot-map FILE or etcd://... | --memory-servers a,b. Exactly one must be given. And --tls-certificate, --tls-key, --tls-authority.
   void AddOptions(CLI::App* command);
   MemoryClientOptions Options() const;
   absl::StatusOr<std::unique_ptr<MemoryClient>> Connect() const;

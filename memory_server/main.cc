@@ -10,6 +10,7 @@
 #include "common/base/status_macros.h"
 #include "common/config/config.h"
 #include "common/rpc/service_process.h"
+#include "common/rpc/slot_map_location.h"
 #include "memory_server/memory_service.h"
 #include "memory_server/options.h"
 #include "memory_server/scrub.h"
@@ -46,7 +47,7 @@ absl::Status Run(const MemoryServerOptions& options) {
   std::unique_ptr<SlotMapSource> slot_map_source;
   absl::StatusOr<SlotMap> slot_map = SlotMap::Striped({{options.server_id, options.service.listen}});
   if (!options.slot_map.empty()) {
-    ASSIGN_OR_RETURN(slot_map_source, SlotMapSource::Open(options.slot_map));
+    ASSIGN_OR_RETURN(slot_map_source, OpenSlotMap(options.slot_map, options.service.tls));
     slot_map = slot_map_source->Load();
   }
   RETURN_IF_ERROR(slot_map.status());

@@ -9,7 +9,7 @@ void BindOptions(CLI::App& app, MemoryServerOptions* o) {
   BindOptions(app, &o->service);
   app.add_option("--data-dir", o->data_dir, "Directory of this shard's checkpoints and versions; created when missing");
   app.add_option("--bank-spec", o->bank_spec, "JSON file with the bank's facts; needed when the data directory is empty, compared otherwise");
-  app.add_option("--slot-map", o->slot_map, "JSON file that says which server has which slots; empty: this server has all");
+  app.add_option("--slot-map", o->slot_map, "File, or etcd://HOST:PORT[,HOST:PORT...]/KEY (etcds:// with TLS), that says which server has which slots; empty: this server has all");
   app.add_option("--server-id", o->server_id, "Name of this server in the slot map");
   app.add_option("--memory-budget", o->memory_budget_bytes,
                  "RAM for weights and optimizer state of trained blocks, in bytes or as 16GB; the rest spills to --data-dir; 0: no bound")

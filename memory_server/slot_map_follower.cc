@@ -4,17 +4,12 @@
 #include "common/base/status_macros.h"
 
 namespace membank {
-namespace {
-
-constexpr absl::Duration kPause = absl::Seconds(1);
-
-}  // namespace
-
 SlotMapFollower::SlotMapFollower(std::unique_ptr<SlotMapSource> source, SlotMover* mover)
     : source_(std::move(source)), mover_(mover), watch_([this] { Watch(); }) {}
 
 SlotMapFollower::~SlotMapFollower() {
   stop_.Notify();
+  source_->Stop();
   watch_.join();
 }
 
@@ -26,7 +21,9 @@ absl::Status SlotMapFollower::Look() {
 
 void SlotMapFollower::Watch() {
   absl::Status last;
-  while (!stop_.WaitForNotificationWithTimeout(kPause)) {
+  while (true) {
+    source_->AwaitChange();
+    if (stop_.HasBeenNotified()) return;
     const absl::Status status = Look();
     if (!status.ok() && status.message() != last.message()) LOG_ERROR("the slot map cannot be followed: {}", status.ToString());
     last = status;

@@ -1,5 +1,5 @@
-// Keeps a server on the newest slot map: reads it every second and when asked. A map that cannot be read is reported once and changes
-// nothing. Owned by the service; thread-safe.
+// Keeps a server on the newest slot map: reads it when its source says that it may have changed, and when asked. A map that cannot be read is
+// reported once and changes nothing: the server goes on with the last one. Owned by the service; thread-safe.
 #pragma once
 
 #include <memory>

@@ -1,4 +1,4 @@
-// Slot map: block -> slot = cluster mod 1024, level by level; slot -> server. A file of JSON that `membank bank slots` writes and that
+// Slot map: block -> slot = cluster mod 1024, level by level; slot -> server. JSON, in a file or in etcd, that `membank bank slots` writes and
 // servers and clients read:
 //   {"epoch": 1, "servers": [{"id": "m0", "address": "127.0.0.1:7101", "replicas": ["127.0.0.1:7201"]}, ...],
 //    "slots": [["m0", 0, 511], ["m1", 512, 1023]]}           "replicas" may be missing

@@ -9,6 +9,7 @@
 #include "common/client/peer_call.h"
 #include "common/client/topology.h"
 #include "common/rpc/channel.h"
+#include "common/rpc/slot_map_location.h"
 #include "common/rpc/wire.h"
 #include "membank/v1/memory.grpc.pb.h"
 
@@ -59,7 +60,7 @@ std::string NewMoveId() { return fmt::format("move-{:016x}", RandomId()); }
 class RpcSlotTransfers final : public SlotTransfers {
  public:
   RpcSlotTransfers(const SlotTransferOptions& options, std::unique_ptr<SlotMapSource> source)
-      : options_(options), tls_{options.tls_certificate, options.tls_key, options.tls_authority}, source_(std::move(source)) {}
+      : options_(options), source_(std::move(source)) {}
 
   absl::StatusOr<SlotMap> Map() override { return source_->Load(); }
   absl::StatusOr<std::vector<uint64_t>> SlotBytes() override;
@@ -84,7 +85,6 @@ class RpcSlotTransfers final : public SlotTransfers {
   }
 
   const SlotTransferOptions options_;
-  const TlsFiles tls_;
   const std::unique_ptr<SlotMapSource> source_;
 };
 
@@ -93,7 +93,7 @@ absl::StatusOr<std::vector<uint64_t>> RpcSlotTransfers::SlotBytes() {
   std::vector<uint64_t> bytes(kSlots);
   uint64_t total = 0;
   for (size_t server = 0; server < map.servers().size(); ++server) {
-    ASSIGN_OR_RETURN(const MemoryPeer peer, Connect(map.servers()[server], tls_));
+    ASSIGN_OR_RETURN(const MemoryPeer peer, Connect(map.servers()[server], options_.tls));
     ASSIGN_OR_RETURN(const v1::SlotsReply reply, SlotsAt(peer));
     if (reply.slot_bytes_size() != static_cast<int>(kSlots))
       return Internal("server {} says what {} slots hold, there are {}", map.servers()[server].id, reply.slot_bytes_size(), kSlots);
@@ -101,7 +101,7 @@ absl::StatusOr<std::vector<uint64_t>> RpcSlotTransfers::SlotBytes() {
       if (map.OwnerOfSlot(slot) == server) total += bytes[slot] = reply.slot_bytes(slot);
   }
   if (total > 0) return bytes;
-  ASSIGN_OR_RETURN(const MemoryPeer first, Connect(map.servers()[0], tls_));
+  ASSIGN_OR_RETURN(const MemoryPeer first, Connect(map.servers()[0], options_.tls));
   ASSIGN_OR_RETURN(const v1::Manifest manifest, ManifestOf(first));
   ASSIGN_OR_RETURN(const BankSpec spec, FromProto(manifest.spec()));
   return SlotBytesOf(spec);
@@ -197,8 +197,8 @@ absl::StatusOr<SlotTransferResult> RpcSlotTransfers::Move(const SlotTransfer& tr
   ASSIGN_OR_RETURN(const size_t from, map.ServerIndex(transfer.from));
 
   Stage stage;
-  ASSIGN_OR_RETURN(stage.from, Connect(map.servers()[from], tls_));
-  ASSIGN_OR_RETURN(stage.to, Connect(transfer.to, tls_));
+  ASSIGN_OR_RETURN(stage.from, Connect(map.servers()[from], options_.tls));
+  ASSIGN_OR_RETURN(stage.to, Connect(transfer.to, options_.tls));
   RETURN_IF_ERROR(CheckServers(stage, transfer));
   stage.to_is_listed = map.ServerIndex(transfer.to.id).ok();
   stage.request.set_move_id(NewMoveId());
@@ -235,7 +235,7 @@ absl::StatusOr<SlotTransferResult> RpcSlotTransfers::Move(const SlotTransfer& tr
   stage.result.fence_seconds = absl::ToDoubleSeconds(absl::Now() - fenced);
   for (const SlotServer& server : map.servers()) {
     if (server.id == transfer.from || server.id == transfer.to.id) continue;
-    const absl::StatusOr<MemoryPeer> peer = Connect(server, tls_);
+    const absl::StatusOr<MemoryPeer> peer = Connect(server, options_.tls);
     if (peer.ok()) MoveAt(*peer, stage.request, v1::SLOT_MOVE_ACTION_RELOAD).status().IgnoreError();  // it looks by itself within a second
   }
   stage.result.seconds = absl::ToDoubleSeconds(absl::Now() - began);
@@ -246,7 +246,7 @@ absl::StatusOr<SlotTransferResult> RpcSlotTransfers::Move(const SlotTransfer& tr
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SlotTransfers>> SlotTransfers::Open(const SlotTransferOptions& options) {
-  ASSIGN_OR_RETURN(std::unique_ptr<SlotMapSource> source, SlotMapSource::Open(options.slot_map));
+  ASSIGN_OR_RETURN(std::unique_ptr<SlotMapSource> source, OpenSlotMap(options.slot_map, options.tls));
   return std::make_unique<RpcSlotTransfers>(options, std::move(source));
 }
 

@@ -12,12 +12,13 @@
 #include "absl/types/span.h"
 #include "common/bank/slot_map_source.h"
 #include "common/bank/slot_plan.h"
+#include "common/rpc/tls_files.h"
 
 namespace membank {
 
 struct SlotTransferOptions {
   std::string slot_map;                                                 // its location
-  std::string tls_certificate, tls_key, tls_authority;
+  TlsFiles tls;
   absl::Duration lease = absl::Seconds(15);                             // after which the servers lift the fence by themselves, should this process die
   std::function<void(const std::string& stage)> report;                 // of every stage, for the operator; may be empty
 };

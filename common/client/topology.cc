@@ -2,17 +2,24 @@
 
 #include "common/base/status_macros.h"
 #include "common/rpc/channel.h"
+#include "common/rpc/slot_map_location.h"
 
 namespace membank {
 namespace {
 
-absl::StatusOr<SlotMap> LoadSlotMap(const MemoryClientOptions& options) {
+// Null when only addresses are given.
+absl::StatusOr<std::shared_ptr<SlotMapSource>> OpenSource(const MemoryClientOptions& options) {
   if (!options.slot_map_path.empty() && !options.servers.empty()) {
     return InvalidArgument("both a slot map file ({}) and {} server addresses are given; give one of the two", options.slot_map_path,
                            options.servers.size());
   }
-  if (!options.slot_map_path.empty()) return SlotMap::Load(options.slot_map_path);
+  if (!options.slot_map_path.empty()) return OpenSlotMap(options.slot_map_path, options.tls);
   if (options.servers.empty()) return InvalidArgument("neither a slot map file nor a server address is given; give one of the two");
+  return std::shared_ptr<SlotMapSource>();
+}
+
+absl::StatusOr<SlotMap> LoadSlotMap(const MemoryClientOptions& options, SlotMapSource* source) {
+  if (source != nullptr) return source->Load();
   std::vector<SlotServer> servers;
   for (const std::string& address : options.servers) servers.push_back({fmt::format("m{}", servers.size()), address});
   return SlotMap::Striped(std::move(servers));
@@ -28,7 +35,13 @@ std::vector<std::shared_ptr<grpc::Channel>> ChannelsTo(const std::string& addres
 
 absl::StatusOr<std::shared_ptr<const MemoryTopology>> MemoryTopology::Load(const MemoryClientOptions& options,
                                                                            const std::shared_ptr<const MemoryTopology>& previous) {
-  ASSIGN_OR_RETURN(SlotMap slot_map, LoadSlotMap(options));
+  std::shared_ptr<SlotMapSource> source;
+  if (previous != nullptr) {
+    source = previous->source;
+  } else {
+    ASSIGN_OR_RETURN(source, OpenSource(options));
+  }
+  ASSIGN_OR_RETURN(SlotMap slot_map, LoadSlotMap(options, source.get()));
   if (previous != nullptr && slot_map.epoch() <= previous->slot_map.epoch()) return previous;
   auto topology = std::make_shared<MemoryTopology>();
   ChannelOptions channel_options;
@@ -52,6 +65,7 @@ absl::StatusOr<std::shared_ptr<const MemoryTopology>> MemoryTopology::Load(const
     peer.stub = v1::MemoryService::NewStub(peer.channels[0]);
     topology->peers.push_back(std::move(peer));
   }
+  topology->source = std::move(source);
   topology->slot_map = std::move(slot_map);
   return topology;
 }

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "common/bank/slot_map.h"
+#include "common/bank/slot_map_source.h"
 #include "common/client/memory_client.h"
 #include "grpcpp/channel.h"
 #include "membank/v1/memory.grpc.pb.h"
@@ -31,6 +31,7 @@ struct MemoryPeer {
 };
 
 struct MemoryTopology {
+  std::shared_ptr<SlotMapSource> source;  // of slot_map; null when only addresses were given
   SlotMap slot_map;
   std::vector<MemoryPeer> peers;  // as slot_map.servers()
 

@@ -45,9 +45,9 @@ FILE_ALLOWED = {
     "memory_server/patient_file_system.cc": ["rocksdb"],
     "router/retriever/minilm_embedder.cc": ["torch"],  # Torch stays behind embedder.h
 }
-GENERATED = {"membank/v1/": "proto"}
+GENERATED = {"membank/v1/": "proto", "third_party/": "proto"}
 TORCH = re.compile(r"^(torch/|ATen/|c10/)")
-WIRE = re.compile(r"^(grpcpp/|grpc/|google/protobuf/|membank/v1/)|\.pb\.h$")
+WIRE = re.compile(r"^(grpcpp/|grpc/|google/protobuf/|membank/v1/|third_party/)|\.pb\.h$")
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]')
 STAND_IN = re.compile(r"\b(TODO|FIXME|XXX|not implemented yet|placeholder)\b")
 CODE = (".h", ".cc", ".cu", ".cuh")

@@ -36,16 +36,17 @@ def make_anchor(directory):
 
 
 class MemoryServers:
-    """The memory servers of one bank: spec, slot map and data live in `directory`, `arguments` go to each. Use with contextlib.closing."""
+    """The memory servers of one bank: spec, slot map (unless it lives elsewhere) and data live in `directory`, `arguments` go to each. Use with
+    contextlib.closing."""
 
-    def __init__(self, directory, spec, count=2, arguments=("--admin-listen", ""), program="membank-memory-server"):
+    def __init__(self, directory, spec, count=2, arguments=("--admin-listen", ""), program="membank-memory-server", slot_map=None):
         self.directory = pathlib.Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.spec = spec
         self.program = BINARIES / program
         self.arguments = [str(word) for word in arguments]
         self.ports = {f"m{i}": port for i, port in enumerate(free_ports(count))}
-        self.slot_map = self.directory / "slots.json"
+        self.slot_map = slot_map or self.directory / "slots.json"
         self.write_slot_map(self.slot_map, self.ports)
         self.running = {}
 

@@ -373,7 +373,7 @@ TEST_F(SlotsTest, APurgeReachesReplicas) {
   ASSERT_OK(trainer_->Publish("c1", "v1"));
   ServerProcess replica("m0r", root_, {"--replica-of", "m0"});
   ASSERT_OK(replica.Start());
-  const auto source = SlotMapSource::Open(map_path_);
+  const auto source = OpenSlotMapFile(map_path_);
   ASSERT_OK((*source)->Replace(*(*source)->Load()->WithReplicas("m0", {replica.address()})));
   const auto stub = v1::MemoryService::NewStub(grpc::CreateChannel(replica.address(), grpc::InsecureChannelCredentials()));
   const auto header = [&] {  // of a block of v1 on the replica; blocked when it does not have the version yet
@@ -410,7 +410,7 @@ TEST_F(SlotsTest, ReplicasServeVersionsWhileTheOwnerIsAway) {
     ASSERT_OK(trainer_->Publish(fmt::format("c{}", step), fmt::format("v{}", step)));
     if (step == 2) ASSERT_OK(replica.Start());
   }
-  const auto source = SlotMapSource::Open(map_path_);
+  const auto source = OpenSlotMapFile(map_path_);
   ASSERT_OK((*source)->Replace(*(*source)->Load()->WithReplicas("m0", {replica.address()})));
   const auto reader = Connect();
   ASSERT_NE(reader, nullptr);
