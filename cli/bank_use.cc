@@ -34,7 +34,8 @@ void Print(const VersionSwitch& result, const std::string& version) {
   fmt::print("{:<{}}{:<14}  {}\n", "WORKER", width, "BEFORE", "NOW");
   for (const WorkerVersion& worker : result.workers)
     fmt::print("{:<{}}{:<14}  {}\n", worker.address, width, NameOf(worker.before), NameOf(worker.now));
-  if (result.status.ok()) fmt::print("{} workers use {}, changed in {:.1f} ms\n", result.workers.size(), version, absl::ToDoubleMilliseconds(result.took));
+  if (!result.status.ok()) return;
+  fmt::print("{} workers use {}, changed in {:.1f} ms\n", result.workers.size(), version, absl::ToDoubleMilliseconds(result.took));
 }
 
 void PrintJson(const VersionSwitch& result, const std::string& version) {
@@ -43,8 +44,9 @@ void PrintJson(const VersionSwitch& result, const std::string& version) {
     workers.push_back({{"address", worker.address}, {"before", NameOf(worker.before)}, {"now", NameOf(worker.now)},
                        {"error", std::string(worker.status.message())}});
   }
-  fmt::print("{}\n", nlohmann::json{{"version", version}, {"changed", result.status.ok()}, {"milliseconds", absl::ToDoubleMilliseconds(result.took)},
-                                    {"workers", workers}}.dump());
+  const nlohmann::json json = {{"version", version}, {"changed", result.status.ok()}, {"milliseconds", absl::ToDoubleMilliseconds(result.took)},
+                               {"workers", workers}};
+  fmt::print("{}\n", json.dump());
 }
 
 absl::Status Use(const UseCommand& command) {

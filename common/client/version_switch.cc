@@ -13,6 +13,8 @@ namespace {
 
 using Workers = std::vector<std::unique_ptr<WorkerClient>>;
 
+std::string NameOf(const std::string& version) { return version.empty() ? "the live head" : version; }
+
 absl::StatusOr<Workers> ConnectAll(const VersionSwitchOptions& options) {
   if (options.workers.empty()) return InvalidArgument("no worker is named; at least one is needed");
   Workers workers;
@@ -52,11 +54,10 @@ bool AllCould(const VersionSwitch& result) {
 absl::Status Failures(const VersionSwitch& result, const std::string& version, const std::string& advice) {
   absl::StatusCode code = absl::StatusCode::kOk;
   std::string text;
-  const std::string name = version.empty() ? "the live head" : version;
   for (const WorkerVersion& worker : result.workers) {
     if (worker.status.ok()) continue;
     if (code == absl::StatusCode::kOk) code = worker.status.code();
-    text += fmt::format("worker {} cannot use {}: {}; ", worker.address, name, std::string(worker.status.message()));
+    text += fmt::format("worker {} cannot use {}: {}; ", worker.address, NameOf(version), std::string(worker.status.message()));
   }
   return absl::Status(code, text + advice);
 }
@@ -80,9 +81,11 @@ absl::StatusOr<VersionSwitch> SwitchBankVersion(const VersionSwitchOptions& opti
   ReadNow(workers, &result);
   for (WorkerVersion& worker : result.workers) {
     if (worker.status.ok() && worker.now.has_value() && *worker.now != options.version)
-      worker.status = Aborted("it uses {} already: another command changed it at the same time", worker.now->empty() ? "the live head" : *worker.now);
+      worker.status = Aborted("it uses {} already: another command changed it at the same time", NameOf(*worker.now));
   }
-  if (!AllCould(result)) result.status = Failures(result, options.version, "the others were changed; repeat the command, or go back with the version before");
+  if (!AllCould(result)) {
+    result.status = Failures(result, options.version, "the others were changed; repeat the command, or go back with the version before");
+  }
   return result;
 }
 

@@ -241,7 +241,7 @@ absl::StatusOr<std::string> ModelEngine::UseBankVersion(const std::string& bank_
   }
   absl::MutexLock lock(&mu_);
   if (check_only) return bank_version_;
-  if (bank_version != bank_version_) LOG_INFO("new sequences get bank version {} instead of {}", VersionName(bank_version), VersionName(bank_version_));
+  LOG_INFO("new sequences get bank version {} after {}", VersionName(bank_version), VersionName(bank_version_));
   return std::exchange(bank_version_, bank_version);
 }
 

@@ -47,13 +47,13 @@ class EtcdProcess {
 
   // Returns when it takes connections.
   absl::Status Start() {
-    const std::string scheme = tls_.any() ? "https" : "http", client = fmt::format("{}://{}", scheme, address()), peer = fmt::format("http://127.0.0.1:{}", peer_port_);
-    std::vector<std::string> words = {"etcd", "--name", "e0", "--data-dir", root_ + "/etcd", "--listen-client-urls", client, "--advertise-client-urls", client,
-                                      "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "e0=" + peer,
-                                      "--log-outputs", root_ + "/etcd.log", "--logger", "zap"};
+    const std::string client = fmt::format("{}://{}", tls_.any() ? "https" : "http", address());
+    const std::string peer = fmt::format("http://127.0.0.1:{}", peer_port_);
+    std::vector<std::string> words = {"etcd", "--name", "e0", "--data-dir", root_ + "/etcd", "--listen-client-urls", client,
+                                      "--advertise-client-urls", client, "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+                                      "--initial-cluster", "e0=" + peer, "--log-outputs", root_ + "/etcd.log", "--logger", "zap"};
     if (tls_.any()) {
-      for (const std::string& word : {"--cert-file=" + tls_.certificate, "--key-file=" + tls_.key, "--trusted-ca-file=" + tls_.authority}) words.push_back(word);
-      words.push_back("--client-cert-auth");
+      words.insert(words.end(), {"--cert-file", tls_.certificate, "--key-file", tls_.key, "--trusted-ca-file", tls_.authority, "--client-cert-auth"});
     }
     std::vector<char*> argv;
     for (std::string& word : words) argv.push_back(word.data());

@@ -27,7 +27,9 @@ SlotMap Moved(const SlotMap& map, uint32_t slot) {
 
 class EtcdSlotMapTest : public ::testing::Test {
  protected:
-  static std::string Root() { return ::testing::TempDir() + "/etcd_slot_map_" + ::testing::UnitTest::GetInstance()->current_test_info()->name(); }
+  static std::string Root() {
+    return ::testing::TempDir() + "/etcd_slot_map_" + ::testing::UnitTest::GetInstance()->current_test_info()->name();
+  }
 
   std::unique_ptr<SlotMapSource> Source(const std::string& location, const TlsFiles& tls = {}) {
     auto source = OpenSlotMap(location, tls);
@@ -72,7 +74,8 @@ TEST_F(EtcdSlotMapTest, IsMadeOnceAndReplacedByEpoch) {
   threads.clear();
   for (uint32_t i = 20; i < 24; ++i)
     threads.emplace_back([&, i] {
-      const auto changed = ChangeSlotMap(Source(etcd_.location()).get(), [&](const SlotMap& map) -> absl::StatusOr<SlotMap> { return Moved(map, 2 * i); });
+      const auto own = Source(etcd_.location());
+      const auto changed = ChangeSlotMap(own.get(), [&](const SlotMap& map) { return absl::StatusOr<SlotMap>(Moved(map, 2 * i)); });
       EXPECT_TRUE(changed.ok()) << changed.status();
     });
   for (std::thread& thread : threads) thread.join();
@@ -96,7 +99,9 @@ TEST_F(EtcdSlotMapTest, ChangesAreSeenAtOnceAndStopWakes) {
 
   // The key is older than what etcd keeps: it is watched from now on, and nothing happens until Stop.
   const std::string etcdctl = "ETCDCTL_API=3 etcdctl --endpoints " + etcd_.address();
-  ASSERT_EQ(std::system((etcdctl + " put other 1 >/dev/null && " + etcdctl + " put other 2 >/dev/null && " + etcdctl + " compaction 5 >/dev/null").c_str()), 0);
+  for (const std::string command : {" put other 1", " put other 2", " compaction 5"}) {
+    ASSERT_EQ(std::system((etcdctl + command + " >/dev/null").c_str()), 0);
+  }
   ASSERT_TRUE(source->Load().ok());
   std::thread stopping([&] {
     absl::SleepFor(absl::Milliseconds(300));

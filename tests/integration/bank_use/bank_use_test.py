@@ -163,11 +163,11 @@ def main():
         servers.start()
         publish_two_versions(directory, servers)
         workers = [stack.enter_context(contextlib.closing(Program(
-            directory, f"worker{i}", "membank-worker", "--anchor", directory / "anchor", "--slot-map", servers.slot_map, "--bank-version", "v1", "--dtype",
-            "fp32", "--threads", 1))) for i in range(2)]
+            directory, f"worker{i}", "membank-worker", "--anchor", directory / "anchor", "--slot-map", servers.slot_map, "--bank-version", "v1",
+            "--dtype", "fp32", "--threads", 1))) for i in range(2)]
         addresses = [word for worker in workers for word in ("--worker", worker.addresses["listen"])]
-        router = stack.enter_context(contextlib.closing(Program(directory, "router", "membank-router", *addresses, "--http-listen", "127.0.0.1:0",
-                                                                "--worker-poll-ms", 50))).addresses
+        router = stack.enter_context(contextlib.closing(Program(
+            directory, "router", "membank-router", *addresses, "--http-listen", "127.0.0.1:0", "--worker-poll-ms", 50))).addresses
         base = f"http://{router['http']}"
         deadline = time.monotonic() + 30 * TIME_SCALE
         while len(json.loads(urllib.request.urlopen(f"{base}/v1/models").read())["data"]) == 0:

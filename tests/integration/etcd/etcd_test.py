@@ -2,7 +2,8 @@
 """The slot map in etcd, with real processes: a trainer works on two memory servers whose slot map is a key of etcd. etcd is killed: training
 goes on, commands that need the map say which member is away. etcd comes back: a third server joins under load, two movers race, and each of
 their moves happens once or not at all. The loss of every step is that of a run that nobody disturbed and whose slot map is a file (within 1e-4:
-the squares of the gradient are added per server, so that the last bits of the norm depend on who has which slots). Needs Debian's etcd-server. Loopback, bounded in time.
+the squares of the gradient are added per server, so that the last bits of the norm depend on who has which slots). Needs Debian's etcd-server.
+Loopback, bounded in time.
 
     tests/integration/etcd/etcd_test.py
 """
@@ -37,8 +38,8 @@ class Etcd:
         client, peer = f"http://{self.address}", f"http://127.0.0.1:{self.peer_port}"
         self.process = subprocess.Popen(
             ["etcd", "--name", "e0", "--data-dir", self.directory / "etcd", "--listen-client-urls", client, "--advertise-client-urls", client,
-             "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"e0={peer}", "--logger", "zap", "--log-outputs",
-             self.directory / "etcd.log"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+             "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"e0={peer}", "--logger", "zap",
+             "--log-outputs", self.directory / "etcd.log"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60 * TIME_SCALE
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
@@ -128,7 +129,8 @@ def check_race(location, trainer):
     value = subprocess.run(["etcdctl", "--endpoints", location.removeprefix("etcd://").split("/")[0], "get", "--print-value-only", "/membank/slots"],
                            capture_output=True, text=True, check=True, env={"ETCDCTL_API": "3", "PATH": "/usr/bin:/bin"}).stdout
     mine = [slot for owner, first, last in json.loads(value)["slots"] if owner == giver for slot in range(first, last + 1)]
-    wanted = dict(zip((server["id"] for server in before["servers"] if server["id"] != giver), (mine[0:8], mine[8:16])))
+    others = [server["id"] for server in before["servers"] if server["id"] != giver]
+    wanted = dict(zip(others, (mine[0:8], mine[8:16])))
     assert len(mine) >= 16 and len(wanted) == 2, before
 
     def mover(target):
@@ -184,7 +186,8 @@ def main():
                 straight = trainer.stop()
         for step, (one, other) in enumerate(zip(straight, disturbed), 1):
             assert abs(one - other) < 1e-4, f"step {step}: loss {other} instead of {one}"
-        print(f"ok  {len(disturbed)} steps have the losses of a run with a file that nobody disturbed; {sum(a == b for a, b in zip(straight, disturbed))} to the bit")
+        equal = sum(one == other for one, other in zip(straight, disturbed))
+        print(f"ok  {len(disturbed)} steps have the losses of a run with a file that nobody disturbed, {equal} to the bit")
 
 
 if __name__ == "__main__":
