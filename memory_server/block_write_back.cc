@@ -4,6 +4,7 @@
 
 #include "absl/time/clock.h"
 #include "common/base/log.h"
+#include "common/base/malloc_tuning.h"
 #include "common/base/metrics.h"
 #include "common/base/status_macros.h"
 #include "memory_server/block_table.h"
@@ -36,6 +37,7 @@ void BlockTable::RunWriter() {
       writing_ = true;
     }
     const absl::Status status = WriteBack(images);
+    KeepFreeMemoryBelow(options_.memory_budget_bytes / 16);
     absl::MutexLock lock(&mu_);
     if (status.ok()) {
       SettleWrite(images);

@@ -10,4 +10,8 @@ void TuneMalloc() {
   mallopt(M_TOP_PAD, 64 << 20);
 }
 
+void KeepFreeMemoryBelow(uint64_t bytes) {
+  if (mallinfo2().fordblks > bytes) malloc_trim(0);
+}
+
 }  // namespace membank
