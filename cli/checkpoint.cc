@@ -9,6 +9,7 @@
 #include "cli/command.h"
 #include "cli/connect.h"
 #include "common/base/status_macros.h"
+#include "model_worker/train/run_directory.h"
 #include "nlohmann/json.hpp"
 
 namespace membank {
@@ -17,7 +18,7 @@ namespace {
 struct CheckpointCommand {
   MemoryServers servers;
   bool json = false;
-  std::string id = "latest", place;
+  std::string id = "latest", place, run;
 };
 
 absl::Status List(const CheckpointCommand& command) {
@@ -46,7 +47,11 @@ absl::Status Verify(const CheckpointCommand& command) {
   ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, command.servers.Connect());
   ASSIGN_OR_RETURN(const std::string id, ResolveCheckpoint(*client, command.id));
   ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointClient> checkpoints, CheckpointClient::Connect(command.servers.Options()));
-  ASSIGN_OR_RETURN(const std::vector<std::string> damage, checkpoints->Verify(id));
+  ASSIGN_OR_RETURN(std::vector<std::string> damage, checkpoints->Verify(id));
+  if (!command.run.empty()) {
+    ASSIGN_OR_RETURN(const std::vector<std::string> beside, RunDirectory::Verify(command.run, id));
+    damage.insert(damage.end(), beside.begin(), beside.end());
+  }
   return ReportDamage("checkpoint " + id, damage, command.json);
 }
 
@@ -124,6 +129,7 @@ void AddCheckpointCommand(CLI::App& app) {
   out->add_option("--to", command->place, "a directory, or s3://bucket/prefix with the usual AWS_* variables")->required();
   in->add_option("--from", import_command->place, "what `membank checkpoint export --to` wrote")->required();
   in->add_option("--id", import_command->id, "id on these servers (default: the one it had, which `membank train` looks for)");
+  verify->add_option("--run", command->run, "also the files that `membank train --output RUN` keeps beside it: a co-trained anchor, its optimizer, int8 error feedback");
   verify_backup->add_option("--from", command->place, "what `membank checkpoint export --to` wrote")->required();
   for (CLI::App* one : {list, verify, out, verify_backup}) one->add_flag("--json", command->json, "for scripts");
   in->add_flag("--json", import_command->json, "for scripts");

@@ -13,11 +13,12 @@
 #include "common/base/json.h"
 #include "common/base/status_macros.h"
 #include "common/base/version.h"
+#include "model_worker/train/file_checksums.h"
 
 namespace membank {
 namespace {
 
-constexpr int kFormat = 1;
+constexpr int kFormat = 2;
 
 absl::StatusOr<nlohmann::json> ReadJson(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
@@ -29,7 +30,7 @@ absl::StatusOr<RunCheckpoint> ReadManifest(const std::string& path) {
   ASSIGN_OR_RETURN(const nlohmann::json json, ReadJson(path));
   try {
     if (json.at("format") != kFormat) return FailedPrecondition("{} has format {}; this build reads {}", path, json.at("format").dump(), kFormat);
-    return RunCheckpoint{json.at("id"), json.at("step"), json.at("server_step"), json.at("run")};
+    return RunCheckpoint{json.at("id"), json.at("step"), json.at("server_step"), json.at("run"), json.at("files")};
   } catch (const nlohmann::json::exception& e) {
     return DataLoss("{}: {}", path, e.what());
   }
@@ -87,13 +88,21 @@ absl::StatusOr<std::vector<RunCheckpoint>> RunDirectory::Checkpoints() const {
   return checkpoints;
 }
 
+absl::StatusOr<std::vector<std::string>> RunDirectory::Verify(const std::string& run_directory, const std::string& id) {
+  const std::string directory = CheckpointPath(run_directory, id), manifest = directory + "/manifest.json";
+  if (!std::filesystem::exists(manifest)) return NotFound("{} does not exist: run {} has no checkpoint {}", manifest, run_directory, id);
+  ASSIGN_OR_RETURN(const RunCheckpoint checkpoint, ReadManifest(manifest));
+  return DamagedFiles(directory, checkpoint.files);
+}
+
 absl::Status RunDirectory::Commit(const RunCheckpoint& checkpoint) const {
   const std::string directory = CheckpointPath(checkpoint.id);
   RETURN_IF_ERROR(MakeDirectories(directory));
   RETURN_IF_ERROR(SyncDirectory(directory));
   RETURN_IF_ERROR(SyncDirectory(path_ + "/checkpoints"));
+  ASSIGN_OR_RETURN(const nlohmann::json files, ChecksumFiles(directory));
   const nlohmann::json json = {{"format", kFormat}, {"id", checkpoint.id}, {"step", checkpoint.step}, {"server_step", checkpoint.server_step},
-                               {"run", checkpoint.run}, {"written_by", VersionString()}};
+                               {"run", checkpoint.run}, {"files", files}, {"written_by", VersionString()}};
   return WriteFileAtomic(directory + "/manifest.json", json.dump(2) + "\n");
 }
 

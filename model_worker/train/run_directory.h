@@ -2,7 +2,8 @@
 //   run.json                       the run's identity and the newest epoch it used
 //   log.jsonl, loss.svg            (run_log.h)
 //   checkpoints/<id>/              anchor/, anchor_optimizer.safetensors when co-training, error_feedback-<rank>.safetensors with int8 gradients,
-//   checkpoints/<id>/manifest.json written last by atomic rename: it commits the checkpoint of worker and servers together
+//   checkpoints/<id>/manifest.json written last by atomic rename: it commits the checkpoint of worker and servers together, and says the checksums
+//                                  of the files beside it
 //   lock                           held by the trainer that is running
 // Owned by the trainer; one thread. Errors name the file.
 #pragma once
@@ -28,6 +29,7 @@ struct RunCheckpoint {
   uint64_t step = 0;          // steps done: the data position follows from it
   uint64_t server_step = 0;   // the head that the servers saved
   nlohmann::json run;         // DescribeRun
+  nlohmann::json files;       // beside the manifest, with their checksums (file_checksums.h); written by Commit
 };
 
 // The checkpoint of `step`, at the servers and as the directory's name.
@@ -51,6 +53,9 @@ class RunDirectory {
 
   // Committed ones, oldest first.
   absl::StatusOr<std::vector<RunCheckpoint>> Checkpoints() const;
+  // Of a committed one: the files beside its manifest that are missing or damaged, a line each. Reads all of them; needs no lock, as any process
+  // may look. NOT_FOUND without such a checkpoint.
+  static absl::StatusOr<std::vector<std::string>> Verify(const std::string& run_directory, const std::string& id);
   // The commit. Whatever else belongs to the checkpoint must be in CheckpointPath(id) already.
   absl::Status Commit(const RunCheckpoint& checkpoint) const;
   // The manifest goes first, so that a crash in between leaves no half checkpoint.

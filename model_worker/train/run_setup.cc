@@ -94,6 +94,10 @@ absl::StatusOr<StartPoint> StartOrResume(const TrainOptions& options, const nloh
   if (!checkpoints.empty()) {
     start.checkpoint = checkpoints.back();
     RETURN_IF_ERROR(CompareRuns(start.checkpoint.run, description, directory.path()));
+    ASSIGN_OR_RETURN(const std::vector<std::string> damage, RunDirectory::Verify(directory.path(), start.checkpoint.id));
+    if (!damage.empty())
+      return DataLoss("checkpoint {} of {} is damaged: {}; bring the file back from a copy, or remove {}/manifest.json to resume from the checkpoint before",
+                      start.checkpoint.id, directory.path(), damage.front(), directory.CheckpointPath(start.checkpoint.id));
     ASSIGN_OR_RETURN(start.identity, directory.ReadIdentity());
     ASSIGN_OR_RETURN(head, BringServersTo(start.checkpoint, start.identity, options, client));
     start.step = head - start.identity.base_step;

@@ -54,9 +54,12 @@ def bank_digests(servers):
     return servers.digests()
 
 
+def newest_checkpoint(output):
+    return max((output / "checkpoints").glob("*/manifest.json"), key=lambda path: json.loads(path.read_text())["step"]).parent
+
+
 def anchor_bytes(output):
-    newest = max((output / "checkpoints").glob("*/manifest.json"), key=lambda path: json.loads(path.read_text())["step"])
-    weights = newest.parent / "anchor/model.safetensors"
+    weights = newest_checkpoint(output) / "anchor/model.safetensors"
     return weights.read_bytes() if weights.exists() else None
 
 
@@ -89,7 +92,23 @@ def disturbed(directory, mode, seconds, generator):
             kills.append(len(log_file.read_text().splitlines()) if log_file.exists() else 0)
         servers.start()
         membank(*train_arguments(directory, servers, output, mode))
+        if mode == "cotrain":
+            check_damage_is_found(servers, output, train_arguments(directory, servers, output, mode))
         return losses(output), bank_digests(servers), anchor_bytes(output), kills
+
+
+def check_damage_is_found(servers, output, arguments):
+    """A flipped bit in what the trainer keeps beside a checkpoint: `checkpoint verify` names the file, and nothing goes on from it."""
+    verify = ["checkpoint", "verify", "--slot-map", servers.slot_map, "--run", output]
+    assert "is whole" in membank(*verify).stdout
+    file = newest_checkpoint(output) / "anchor_optimizer.safetensors"
+    good = file.read_bytes()
+    file.write_bytes(good[:-100] + bytes([good[-100] ^ 1]) + good[-99:])
+    assert str(file) in membank(*verify, expect=1).stdout
+    refused = membank(*arguments, expect=1)
+    assert "is damaged" in refused.stderr and str(file) in refused.stderr, refused.stderr
+    file.write_bytes(good)
+    assert "is whole" in membank(*verify).stdout
 
 
 def check_bit_equal(directory, mode, generator):
