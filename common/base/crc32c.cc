@@ -6,11 +6,21 @@
 #include <cstring>
 
 namespace membank {
+
+uint32_t CopyAndExtendCrc32cAvx512(uint32_t crc, uint8_t* to, const uint8_t* from, size_t size);  // crc32c_avx512.cc
+
 namespace {
 
+uint64_t Load64(const uint8_t* p) {
+  uint64_t value;
+  std::memcpy(&value, p, sizeof(value));
+  return value;
+}
+
 // Three streams of kStride bytes hide the 3-cycle latency of the crc32 instruction; their results are joined by multiplying with
-// x^(8 * kStride) mod P, done with a table of the operator's action on each byte (Mark Adler's method).
-constexpr size_t kStride = 4096;
+// x^(8 * kStride) mod P, done with a table of the operator's action on each byte (Mark Adler's method). Short, so that little of a received
+// slice is left over for a single stream.
+constexpr size_t kStride = 1024;
 using ShiftTable = std::array<std::array<uint32_t, 256>, 4>;
 
 uint32_t ShiftByZeros(uint32_t crc, size_t count) {
@@ -36,17 +46,17 @@ uint32_t Shift(const ShiftTable& table, uint32_t crc) {
   return table[0][crc & 0xff] ^ table[1][(crc >> 8) & 0xff] ^ table[2][(crc >> 16) & 0xff] ^ table[3][crc >> 24];
 }
 
-uint64_t Load64(const uint8_t* p) {
-  uint64_t value;
-  std::memcpy(&value, p, sizeof(value));
-  return value;
+// Of the bit-inverted checksum.
+uint32_t OneStream(uint32_t inverted, const uint8_t* p, size_t size) {
+  uint64_t c = inverted;
+  for (; size >= 8; size -= 8, p += 8) c = _mm_crc32_u64(c, Load64(p));
+  uint32_t last = static_cast<uint32_t>(c);
+  for (; size > 0; --size, ++p) last = _mm_crc32_u8(last, *p);
+  return last;
 }
 
-}  // namespace
-
-uint32_t ExtendCrc32c(uint32_t crc, const void* data, size_t size) {
+uint32_t WithSse42(uint32_t crc, uint8_t* to, const uint8_t* p, size_t size) {
   static const ShiftTable table = MakeShiftTable();
-  const uint8_t* p = static_cast<const uint8_t*>(data);
   uint64_t c0 = ~crc;
   while (size >= 3 * kStride) {
     uint64_t c1 = 0, c2 = 0;
@@ -57,13 +67,37 @@ uint32_t ExtendCrc32c(uint32_t crc, const void* data, size_t size) {
     }
     c0 = Shift(table, static_cast<uint32_t>(c0)) ^ c1;
     c0 = Shift(table, static_cast<uint32_t>(c0)) ^ c2;
+    if (to != nullptr) {  // now in the first-level cache
+      std::memcpy(to, p, 3 * kStride);
+      to += 3 * kStride;
+    }
     p += 3 * kStride;
     size -= 3 * kStride;
   }
-  for (; size >= 8; size -= 8, p += 8) c0 = _mm_crc32_u64(c0, Load64(p));
-  uint32_t c = static_cast<uint32_t>(c0);
-  for (; size > 0; --size, ++p) c = _mm_crc32_u8(c, *p);
-  return ~c;
+  if (to != nullptr && size > 0) std::memcpy(to, p, size);
+  return ~OneStream(static_cast<uint32_t>(c0), p, size);
+}
+
+constexpr Crc32cWay kWays[kCrc32cWays] = {
+    {"avx512", [] { return __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("vpclmulqdq"); }, CopyAndExtendCrc32cAvx512},
+    {"sse4.2", [] { return true; }, WithSse42},
+};
+
+const Crc32cWay& Best() {
+  static const Crc32cWay& best = kWays[0].supported() ? kWays[0] : kWays[1];
+  return best;
+}
+
+}  // namespace
+
+const Crc32cWay& GetCrc32cWay(int i) { return kWays[i]; }
+
+uint32_t ExtendCrc32c(uint32_t crc, const void* data, size_t size) {
+  return Best().copy_and_extend(crc, nullptr, static_cast<const uint8_t*>(data), size);
+}
+
+uint32_t CopyAndExtendCrc32c(uint32_t crc, void* to, const void* from, size_t size) {
+  return Best().copy_and_extend(crc, static_cast<uint8_t*>(to), static_cast<const uint8_t*>(from), size);
 }
 
 }  // namespace membank
