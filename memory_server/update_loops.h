@@ -50,6 +50,7 @@ struct UpdateLoops {
   void (*decode_int8_rows)(uint64_t rows, uint64_t row, const float* scales, const int8_t* in, float* out);
   void (*add)(uint64_t n, const float* values, float* sum);
   void (*add_squares)(uint64_t n, const float* values, double* lanes);   // element i goes to lane i % kSumLanes
+  void (*add_squares_bf16)(uint64_t n, const uint16_t* values, double* lanes);
   bool (*finite_f32)(uint64_t n, const uint8_t* values);                 // any alignment
   bool (*finite_bf16)(uint64_t n, const uint8_t* values);
 };

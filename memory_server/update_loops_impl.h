@@ -151,18 +151,27 @@ void Add(uint64_t n, const float* __restrict values, float* __restrict sum) {
   for (uint64_t i = 0; i < n; ++i) sum[i] += values[i];
 }
 
-void AddSquares(uint64_t n, const float* __restrict values, double* lanes_) {
+template <typename Value>
+MEMBANK_INLINE void AddSquaresOf(uint64_t n, double* lanes_, const Value& value_at) {
   double lanes[kSumLanes];
   std::memcpy(lanes, lanes_, sizeof(lanes));
   uint64_t i = 0;
   for (; i + kSumLanes <= n; i += kSumLanes) {
     for (int lane = 0; lane < kSumLanes; ++lane) {
-      const double value = values[i + lane];
+      const double value = value_at(i + lane);
       lanes[lane] += value * value;
     }
   }
-  for (; i < n; ++i) lanes[i % kSumLanes] += static_cast<double>(values[i]) * static_cast<double>(values[i]);
+  for (; i < n; ++i) lanes[i % kSumLanes] += static_cast<double>(value_at(i)) * static_cast<double>(value_at(i));
   std::memcpy(lanes_, lanes, sizeof(lanes));
+}
+
+void AddSquares(uint64_t n, const float* __restrict values, double* lanes) {
+  AddSquaresOf(n, lanes, [=](uint64_t i) __attribute__((always_inline)) { return values[i]; });
+}
+
+void AddSquaresBF16(uint64_t n, const uint16_t* __restrict values, double* lanes) {
+  AddSquaresOf(n, lanes, [=](uint64_t i) __attribute__((always_inline)) { return Widen(values[i]); });
 }
 
 // An element is finite when its exponent is not all ones.
@@ -178,7 +187,7 @@ bool AllFinite(uint64_t n, const uint8_t* values) {
 }
 
 constexpr UpdateLoops kTable(const char* name) {
-  return {name, AdamW, RowWiseAdamW, Sgd, Noise, DecodeBF16, DecodeInt8Rows, Add, AddSquares,
+  return {name, AdamW, RowWiseAdamW, Sgd, Noise, DecodeBF16, DecodeInt8Rows, Add, AddSquares, AddSquaresBF16,
           AllFinite<uint32_t, 0x7f800000>, AllFinite<uint16_t, 0x7f80>};
 }
 

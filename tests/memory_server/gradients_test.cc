@@ -81,6 +81,11 @@ TEST(Gradients, LoopsEqualTheScalarOnes) {
       Loops(UpdateIsa::kScalar).add_squares(shape.elements(), values.data(), expected);
       Loops(isa).add_squares(shape.elements(), values.data(), lanes);
       EXPECT_EQ(std::memcmp(lanes, expected, sizeof(lanes)), 0) << Loops(isa).name;
+      const Gradient half = ToGradient(shape, values, DType::kBF16);
+      double half_lanes[kSumLanes] = {}, half_expected[kSumLanes] = {};
+      Loops(UpdateIsa::kScalar).add_squares(shape.elements(), Values(shape, half).data(), half_expected);
+      Loops(isa).add_squares_bf16(shape.elements(), reinterpret_cast<const uint16_t*>(half.bytes.data()), half_lanes);
+      EXPECT_EQ(std::memcmp(half_lanes, half_expected, sizeof(half_lanes)), 0) << Loops(isa).name;
       std::vector<float> sum = values, expected_sum = values;
       Loops(UpdateIsa::kScalar).add(shape.elements(), values.data(), expected_sum.data());
       Loops(isa).add(shape.elements(), values.data(), sum.data());
