@@ -80,6 +80,14 @@ uint64_t BlockTable::StateBytesOf(BlockId id) const {
   return entry == nullptr ? 0 : entry->state_bytes;
 }
 
+std::optional<CachedPayload> BlockTable::ReadResident(BlockId id) const {
+  absl::ReaderMutexLock lock(&mu_);
+  const Entry* const entry = Find(id);
+  if (entry == nullptr || entry->version == 0 || entry->payload == nullptr) return std::nullopt;
+  entry->used.store(true, std::memory_order_relaxed);
+  return CachedPayload{entry->version, entry->crc32c, entry->payload};
+}
+
 absl::StatusOr<CachedPayload> BlockTable::Read(BlockId id) {
   {
     absl::ReaderMutexLock lock(&mu_);

@@ -11,6 +11,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -101,6 +102,8 @@ class BlockTable {
 
   uint64_t VersionOf(BlockId id) const ABSL_LOCKS_EXCLUDED(mu_);  // 0: untouched
   uint64_t StateBytesOf(BlockId id) const ABSL_LOCKS_EXCLUDED(mu_);
+  // What is in RAM, at once; none when the block is untouched or on disk only.
+  std::optional<CachedPayload> ReadResident(BlockId id) const ABSL_LOCKS_EXCLUDED(mu_);
   // No payload and version 0: untouched.
   absl::StatusOr<CachedPayload> Read(BlockId id) ABSL_LOCKS_EXCLUDED(mu_);
   // These blocks are needed soon: brings them into RAM on threads of its own, as far as there is room without waiting.

@@ -12,7 +12,6 @@
 namespace membank {
 namespace {
 
-
 absl::Status Gone() { return Cancelled("the caller is gone"); }
 
 }  // namespace
@@ -91,9 +90,16 @@ void FetchCall::ReadNext() {
     index = next_read_++;
     reading_ = true;
   }
+  absl::StatusOr<BlockRead> at_hand = ReadBlock(index, ReadFrom::kRam);
+  if (!at_hand.ok() || !at_hand->elsewhere) {
+    absl::MutexLock lock(&mu_);
+    reading_ = false;
+    ahead_ = std::move(at_hand);
+    return;
+  }
   readers_->Schedule([this, index] {
     absl::StatusOr<BlockRead> read = Gone();
-    if (!cancelled_) read = ReadBlock(index);
+    if (!cancelled_) read = ReadBlock(index, ReadFrom::kAnywhere);
     bool wake;
     {
       absl::MutexLock lock(&mu_);
@@ -106,7 +112,7 @@ void FetchCall::ReadNext() {
   });
 }
 
-absl::StatusOr<BlockRead> FetchCall::ReadBlock(int index) {
+absl::StatusOr<BlockRead> FetchCall::ReadBlock(int index, ReadFrom from) {
   const auto& block = request_.blocks(index);
   const BlockId id = FromProto(block.id());
   const int64_t newer_than = block.has_if_version_newer_than() ? static_cast<int64_t>(block.if_version_newer_than()) : -1;
@@ -115,7 +121,8 @@ absl::StatusOr<BlockRead> FetchCall::ReadBlock(int index) {
   const std::shared_ptr<const AccessTable> table = access.table();
   RETURN_IF_ERROR(access.CheckFetch(*table, caller_, id));
   if (access.IsBlocked(*table, id)) return BlockRead{.blocked = true};
-  return request_.bank_version().empty() ? shard_->Read(id, newer_than) : shard_->ReadVersion(request_.bank_version(), id, newer_than);
+  return request_.bank_version().empty() ? shard_->Read(id, newer_than, from)
+                                          : shard_->ReadVersion(request_.bank_version(), id, newer_than, from);
 }
 
 // A receiver that reads slowly must not get the rest of a block hours after it was blocked.

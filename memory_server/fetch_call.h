@@ -33,12 +33,12 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   absl::Status Parse(const grpc::ByteBuffer& request);
   absl::Status Check() const;
   void WaitThenStart(absl::Time deadline);
-  // The reader: one read at a time, at most one block ahead of the writer.
+  // The reader: one read at a time, at most one block ahead of the writer; of a block in RAM at once, of others on a thread of `readers`.
   void ReadNext() ABSL_LOCKS_EXCLUDED(mu_);
   // The writer: called whenever no write is in flight and the block it needs may be there.
   void WriteNext() ABSL_LOCKS_EXCLUDED(mu_);
   // A block that the caller may read: as it is, or as blocked.
-  absl::StatusOr<BlockRead> ReadBlock(int index);
+  absl::StatusOr<BlockRead> ReadBlock(int index, ReadFrom from);
   // ABORTED when the block was blocked after it was read.
   absl::Status CheckStillServed() const;
   void WriteChunk();

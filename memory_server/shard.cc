@@ -157,13 +157,17 @@ absl::Status Shard::CheckNoReplica() const {
                             options_.replica_of);
 }
 
-absl::StatusOr<BlockRead> Shard::Read(BlockId id, int64_t newer_than) {
+absl::StatusOr<BlockRead> Shard::Read(BlockId id, int64_t newer_than, ReadFrom from) {
   RETURN_IF_ERROR(CheckNoReplica());
   RETURN_IF_ERROR(CheckBlock(id));
   if (newer_than >= 0) {
     const uint64_t version = table_->VersionOf(id);
     RETURN_IF_ERROR(ownership_.Check(id));  // again: its slot may just have been given up, and its blocks with it
     if (version == static_cast<uint64_t>(newer_than)) return BlockRead{version, 0, nullptr, true};
+  }
+  if (from == ReadFrom::kRam) {
+    const auto resident = table_->ReadResident(id);
+    return resident.has_value() ? AnswerRead(*resident, newer_than) : BlockRead{.elsewhere = true};
   }
   absl::StatusOr<CachedPayload> payload = table_->Read(id);
   if (!payload.ok()) return Annotate(payload.status(), fmt::format("the head of server \"{}\"", options_.server_id));
@@ -180,13 +184,14 @@ absl::Status Shard::Prefetch(absl::Span<const BlockId> ids) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<BlockRead> Shard::ReadVersion(const std::string& name, BlockId id, int64_t newer_than) {
+absl::StatusOr<BlockRead> Shard::ReadVersion(const std::string& name, BlockId id, int64_t newer_than, ReadFrom from) {
   RETURN_IF_ERROR(CheckBlock(id));
   ASSIGN_OR_RETURN(const CheckpointStore::Version version, checkpoints_->FindVersion(name));
   if (!version.held.slots[SlotOf(id)])
     return FailedPrecondition("block {} of version {}: slot {} is not in this server's copy, which holds slots {} by slot map epoch {}", ToString(id),
                               name, SlotOf(id), FormatSlots(version.held.slots), version.held.epoch);
   if (const auto cached = version_payloads_.Get({name, id})) return AnswerRead(*cached, newer_than);
+  if (from == ReadFrom::kRam) return BlockRead{.elsewhere = true};
   CachedPayload stored;
   absl::Status decoded;
   const absl::Status got = version.weights->Get(BlockKey(id), [&](absl::Span<const uint8_t> value) {

@@ -76,7 +76,10 @@ struct BlockRead {
   SharedBuffer payload;      // null when unchanged; borrowed slices stay valid as long as this pointer lives
   bool unchanged = false;
   bool blocked = false;      // set by the call: the receiver computes with zeros
+  bool elsewhere = false;    // not in RAM, and nothing above is set: read it from anywhere
 };
+
+enum class ReadFrom { kRam, kAnywhere };  // kRam: returns at once, `elsewhere` when the block must be read from disk or generated
 
 enum class PushOutcome {
   kAccepted,
@@ -166,9 +169,9 @@ class Shard {
   absl::Status CheckBlock(BlockId id) const;
   // The live head. newer_than >= 0: the version that the caller holds; `unchanged` when it is the block's. After a restore or a purge the
   // block's may be an older one.
-  absl::StatusOr<BlockRead> Read(BlockId id, int64_t newer_than = -1);
+  absl::StatusOr<BlockRead> Read(BlockId id, int64_t newer_than = -1, ReadFrom from = ReadFrom::kAnywhere);
   // A published version; NOT_FOUND lists those there are.
-  absl::StatusOr<BlockRead> ReadVersion(const std::string& name, BlockId id, int64_t newer_than = -1);
+  absl::StatusOr<BlockRead> ReadVersion(const std::string& name, BlockId id, int64_t newer_than = -1, ReadFrom from = ReadFrom::kAnywhere);
   // These blocks of the live head are needed soon: those on disk are read ahead, as far as there is room. Returns at once.
   absl::Status Prefetch(absl::Span<const BlockId> ids);
   // Until head >= min_step; DEADLINE_EXCEEDED names both.

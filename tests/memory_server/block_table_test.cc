@@ -117,19 +117,29 @@ TEST_F(BlockTableTest, WithoutABudgetEverythingStaysInRam) {
   EXPECT_EQ(table.VersionOf({1, 0}), 1u);
   EXPECT_EQ(table.VersionOf({2, 0}), 0u);
   EXPECT_EQ(table.Read({2, 0})->payload, nullptr);
+  EXPECT_EQ(table.ReadResident({1, 3})->payload, table.Read({1, 3})->payload);
+  EXPECT_FALSE(table.ReadResident({2, 0}).has_value());
 }
 
 TEST_F(BlockTableTest, BlocksSpillAndComeBackAndTheBudgetHolds) {
   const uint64_t budget = BlockTable::MinimumBudget(spec_);
   BlockTable& table = Open(budget);
+  int at_hand = 0, spilled = 0;
   for (int round = 0; round < 20; ++round) {
     for (uint32_t cluster = 0; cluster < 4; ++cluster) {
       ASSERT_OK(Write(cluster, 4 * round + cluster, round == 0 ? -1 : 4 * (round - 1) + cluster));
       ASSERT_LE(table.GetStats().resident_bytes, budget);
     }
-    for (uint32_t cluster = 0; cluster < 4; ++cluster) ASSERT_EQ(Value(cluster), 4 * round + cluster);
+    for (uint32_t cluster = 0; cluster < 4; ++cluster) {
+      const auto resident = table.ReadResident({1, cluster});
+      resident.has_value() ? ++at_hand : ++spilled;
+      if (resident.has_value()) ASSERT_EQ(resident->payload->data()[11], 4 * round + cluster);
+      ASSERT_EQ(Value(cluster), 4 * round + cluster);
+    }
     ASSERT_LE(table.GetStats().resident_bytes, budget);
   }
+  EXPECT_GT(at_hand, 0);
+  EXPECT_GT(spilled, 0);
   EXPECT_GT(table.GetStats().spilled_blocks, 40u);
   EXPECT_GT(table.GetStats().disk_reads, 20u);
 }

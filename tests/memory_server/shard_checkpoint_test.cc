@@ -322,6 +322,9 @@ TEST_F(CheckpointTest, PublishedVersionsNeverChange) {
   EXPECT_FALSE(fs::exists(Cuts("a"))) << "the checkpoint is gone, its version stays";
   EXPECT_CODE(shard->Publish("c4", "v1"), kAlreadyExists, "versions never change");
   ASSERT_OK(shard->Publish("c4", "v2"));
+  EXPECT_TRUE(shard->ReadVersion("v2", {2, 0}, -1, ReadFrom::kRam)->elsewhere);
+  const SharedBuffer from_disk = shard->ReadVersion("v2", {2, 0})->payload;
+  EXPECT_EQ(shard->ReadVersion("v2", {2, 0}, -1, ReadFrom::kRam)->payload, from_disk) << "kept in RAM from then on";
   for (int round = 0; round < 2; ++round) {
     std::vector<std::vector<uint8_t>> read;
     for (BlockId id : AllBlocks()) read.push_back(Bytes(*shard->ReadVersion("v1", id)));

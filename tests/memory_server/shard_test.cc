@@ -33,6 +33,22 @@ TEST_F(ShardTest, UntouchedBlocksAreGeneratedAndCostNoState) {
   EXPECT_EQ(unchanged->payload, nullptr);
 }
 
+TEST_F(ShardTest, WhatIsNotInRamIsSaidToBeElsewhere) {
+  ASSERT_OK(Begin(1));
+  ASSERT_OK(Train(1, {{{1, 0}, 1}}));
+  const auto trained = shard->Read({1, 0}, -1, ReadFrom::kRam), untouched = shard->Read({2, 3}, -1, ReadFrom::kRam);
+  ASSERT_OK(trained);
+  EXPECT_FALSE(trained->elsewhere);
+  EXPECT_EQ(trained->version, 1u);
+  EXPECT_EQ(trained->payload, shard->Read({1, 0})->payload);
+  EXPECT_TRUE(shard->Read({1, 0}, 1, ReadFrom::kRam)->unchanged);
+  ASSERT_OK(untouched);
+  EXPECT_TRUE(untouched->elsewhere);
+  EXPECT_EQ(untouched->payload, nullptr);
+  EXPECT_TRUE(shard->Read({2, 3}, 0, ReadFrom::kRam)->unchanged);
+  EXPECT_CODE(shard->Read({3, 0}, -1, ReadFrom::kRam), kInvalidArgument, "allowed 1..2");
+}
+
 TEST_F(ShardTest, BlocksOutsideTheBankAreRefusedWithTheAllowedRanges) {
   EXPECT_CODE(shard->Read({0, 0}), kInvalidArgument, "level 0 is not in the bank, allowed 1..2");
   EXPECT_CODE(shard->Read({3, 0}), kInvalidArgument, "allowed 1..2");
