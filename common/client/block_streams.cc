@@ -3,18 +3,15 @@
 #include <algorithm>
 
 #include "absl/synchronization/mutex.h"
-#include "absl/synchronization/notification.h"
 #include "common/bank/gradient_codec.h"
 #include "common/base/crc32c.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/checked_copy.h"
 #include "common/rpc/raw_message.h"
-#include "common/rpc/read_ahead.h"
 #include "common/rpc/status.h"
 #include "common/rpc/wire.h"
 #include "grpcpp/client_context.h"
 #include "grpcpp/impl/codegen/proto_utils.h"
-#include "grpcpp/support/client_callback.h"
 #include "grpcpp/support/sync_stream.h"
 
 namespace membank {
@@ -101,54 +98,6 @@ class FetchReceiver {
   CheckedCopy copy_;
 };
 
-// One FetchBlocks call: copies and checks a chunk on one of gRPC's threads while another one receives the next.
-class FetchStream final : public grpc::ClientReadReactor<grpc::ByteBuffer> {
- public:
-  explicit FetchStream(std::vector<FetchTask*> tasks) : receiver_(std::move(tasks)) {}
-
-  absl::Status Run(grpc::Channel& channel, const v1::FetchBlocksRequest& request, absl::Time deadline, bool wait) {
-    context_.set_deadline(GrpcDeadline(deadline));
-    context_.set_wait_for_ready(wait);
-    const RpcMethod method(kFetchMethod, RpcMethod::SERVER_STREAMING);
-    grpc::internal::ClientCallbackReaderFactory<grpc::ByteBuffer>::Create(&channel, method, &context_, &request, this);
-    StartRead(ahead_.incoming());
-    StartCall();
-    over_.WaitForNotification();
-    RETURN_IF_ERROR(broken_);
-    RETURN_IF_ERROR(FromGrpc(status_));
-    return receiver_.Finish();
-  }
-
- private:
-  void OnReadDone(bool ok) override {
-    if (ahead_.Arrived(ok)) Work();
-  }
-
-  void Work() {
-    while (const auto message = ahead_.Next()) {
-      if (message->ended) return;
-      StartRead(ahead_.incoming());
-      broken_ = receiver_.Receive(message->bytes);
-      if (broken_.ok()) continue;
-      ahead_.Stop();
-      context_.TryCancel();
-      return;
-    }
-  }
-
-  void OnDone(const grpc::Status& status) override {
-    status_ = status;
-    over_.Notify();
-  }
-
-  grpc::ClientContext context_;
-  ReadAhead ahead_;
-  FetchReceiver receiver_;  // of the worker alone, until the call is over
-  absl::Status broken_;
-  grpc::Status status_;
-  absl::Notification over_;
-};
-
 // Counts slices that gRPC still borrows: it may hold them after the call has ended, until the socket has let go of them.
 class Loans {
  public:
@@ -206,7 +155,23 @@ absl::Status RunFetchStream(grpc::Channel& channel, const v1::FetchBlocksRequest
   }
   if (wanted.empty()) return absl::OkStatus();
 
-  return FetchStream(std::move(wanted)).Run(channel, request, deadline, wait);
+  // The caller's thread receives, copies and checks: bytes that another thread received would come out of another core's cache, and every
+  // chunk would wake it.
+  grpc::ClientContext context;
+  context.set_deadline(GrpcDeadline(deadline));
+  context.set_wait_for_ready(wait);
+  const RpcMethod method(kFetchMethod, RpcMethod::SERVER_STREAMING);
+  const std::unique_ptr<grpc::ClientReader<grpc::ByteBuffer>> reader(
+      grpc::internal::ClientReaderFactory<grpc::ByteBuffer>::Create(&channel, method, &context, request));
+  FetchReceiver receiver(std::move(wanted));
+  grpc::ByteBuffer message;
+  absl::Status broken;
+  while (broken.ok() && reader->Read(&message)) broken = receiver.Receive(message);
+  if (!broken.ok()) context.TryCancel();
+  const grpc::Status status = reader->Finish();
+  RETURN_IF_ERROR(broken);
+  RETURN_IF_ERROR(FromGrpc(status));
+  return receiver.Finish();
 }
 
 absl::StatusOr<v1::PushAck> RunPushStream(grpc::Channel& channel, const v1::PushHeader& header,
