@@ -29,7 +29,7 @@ struct BankCommand {
   uint64_t seed = 0;
   std::string output;
   // publish
-  std::string checkpoint = "latest", version;
+  std::string checkpoint = "latest", version, publish_dtype = "bank";
 };
 
 std::string Megabytes(uint64_t bytes) { return fmt::format("{:.1f} MB", bytes / 1e6); }
@@ -94,15 +94,19 @@ absl::Status ShowStatus(const BankCommand& command) {
   ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, command.servers.Connect());
   ASSIGN_OR_RETURN(const BankStatus status, client->GetStatus());
   if (command.json) {
+    nlohmann::json versions = nlohmann::json::array();
+    for (const BankVersion& version : status.versions)
+      versions.push_back({{"name", version.name}, {"dtype", PayloadTypeName(status.spec, version.payload)}});
     const nlohmann::json json = {{"spec", *ParseJson(status.spec.ToJson())}, {"hash", status.spec.Hash()},
                                  {"slot_map_epoch", status.slot_map_epoch}, {"head_step", status.head_step}, {"run_id", status.run_id},
-                                 {"run_epoch", status.run_epoch}, {"versions", status.versions}, {"touched_blocks", status.touched_blocks},
+                                 {"run_epoch", status.run_epoch}, {"versions", versions}, {"touched_blocks", status.touched_blocks},
                                  {"resident_bytes", status.resident_bytes}};
     fmt::print("{}\n", json.dump());
     return absl::OkStatus();
   }
   std::string versions;
-  for (const std::string& version : status.versions) versions += (versions.empty() ? "" : ", ") + version;
+  for (const BankVersion& version : status.versions)
+    versions += fmt::format("{}{} ({})", versions.empty() ? "" : ", ", version.name, PayloadTypeName(status.spec, version.payload));
   fmt::print("bank            {} (hash {})\n", status.spec.bank_id, status.spec.Hash());
   if (command.servers.slot_map.empty()) {
     for (const std::string& address : command.servers.servers) fmt::print("server          {}\n", address);
@@ -121,11 +125,15 @@ absl::Status ShowStatus(const BankCommand& command) {
 }
 
 absl::Status Publish(const BankCommand& command) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, command.servers.Connect());
+  const PayloadType payload = command.publish_dtype == "int8" ? PayloadType::kI8Rows : PayloadType::kBank;
+  MemoryClientOptions options = command.servers.Options();
+  if (payload != PayloadType::kBank) options.call_timeout = std::chrono::hours(1);  // every block is read and written
+  ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, MemoryClient::Connect(options));
   ASSIGN_OR_RETURN(const std::string id, ResolveCheckpoint(*client, command.checkpoint));
-  RETURN_IF_ERROR(client->Publish(id, command.version));
-  if (command.json) fmt::print("{}\n", nlohmann::json{{"checkpoint", id}, {"version", command.version}}.dump());
-  else fmt::print("published {} from checkpoint {}\n", command.version, id);
+  RETURN_IF_ERROR(client->Publish(id, command.version, payload));
+  const std::string_view dtype = PayloadTypeName(client->spec(), payload);
+  if (command.json) fmt::print("{}\n", nlohmann::json{{"checkpoint", id}, {"version", command.version}, {"dtype", dtype}}.dump());
+  else fmt::print("published {} ({}) from checkpoint {}\n", command.version, dtype, id);
   return absl::OkStatus();
 }
 
@@ -158,6 +166,10 @@ void AddBankCommand(CLI::App& app) {
   CLI::App* publish = AddCommand(bank, "publish", "turn a committed checkpoint into an immutable version for serving", command, Publish);
   publish->add_option("--checkpoint", command->checkpoint, "id of a committed checkpoint, or latest")->capture_default_str();
   publish->add_option("--version", command->version, "name of the version")->required();
+  publish->add_option("--dtype", command->publish_dtype,
+                      "of served weights: bank (as they are; no bytes are copied) or int8 with a scale per row (a quarter of fp32; every block is written anew)")
+      ->check(CLI::IsMember({"bank", "int8"}))
+      ->capture_default_str();
   for (CLI::App* online : {status, publish}) {
     command->servers.AddOptions(online);
     online->add_flag("--json", command->json, "for scripts");

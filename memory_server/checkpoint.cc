@@ -24,6 +24,7 @@ using Json = nlohmann::json;
 
 constexpr char kManifest[] = "/manifest.json", kCommitted[] = "/committed.json";
 constexpr char kWeights[] = "/weights", kState[] = "/state";
+constexpr char kPayload[] = "payload", kI8RowsPayload[] = "I8_ROWS";
 constexpr std::string_view kBuilding = ".new-", kTrash = ".trash-", kScratch = ".import-";
 
 absl::Status CheckName(std::string_view what, const std::string& name) {
@@ -50,6 +51,11 @@ nlohmann::json MarksToJson(const CutMarks& marks, const CutDigest& digest, const
   return {{"format", 1},           {"spec_hash", spec_hash},       {"step", marks.step},     {"run_id", marks.run_id},
           {"run_epoch", marks.run_epoch}, {"blocks", digest.blocks}, {"blocks_crc32c", digest.crc32c},
           {"slots", FormatSlots(held.slots)}, {"slot_map_epoch", held.epoch}};
+}
+
+void AddVersionFacts(const std::string& checkpoint_id, PayloadType payload, nlohmann::json* manifest) {
+  (*manifest)["checkpoint"] = checkpoint_id;
+  if (payload == PayloadType::kI8Rows) (*manifest)[kPayload] = kI8RowsPayload;
 }
 
 namespace {
@@ -193,6 +199,12 @@ absl::Status CheckpointStore::LoadVersion(const std::string& directory, Version*
   ASSIGN_OR_RETURN(const Json json, ReadCheckedJson(manifest));
   RETURN_IF_ERROR(ReadMarks(json, manifest, spec_hash_, &version->marks, &version->digest, &version->held));
   ASSIGN_OR_RETURN(version->checkpoint_id, StringAt(json, "checkpoint", manifest));
+  if (json.contains(kPayload)) {
+    ASSIGN_OR_RETURN(const std::string payload, StringAt(json, kPayload, manifest));
+    if (payload != kI8RowsPayload)
+      return FailedPrecondition("{} holds payloads of the form \"{}\", this build reads the bank's dtype and {}", manifest, payload, kI8RowsPayload);
+    version->payload = PayloadType::kI8Rows;
+  }
   ASSIGN_OR_RETURN(version->weights, open_store_(directory + kWeights, StoreAccess::kReadOnly));
   return absl::OkStatus();
 }
@@ -289,30 +301,50 @@ absl::Status CheckpointStore::Delete(const std::string& id) {
   return Remove(cut.directory);
 }
 
-absl::Status CheckpointStore::Publish(const std::string& id, const std::string& name) {
+absl::StatusOr<CutDigest> CheckpointStore::ConvertWeights(const Cut& cut, const std::string& building, const Convert& convert) const {
+  ASSIGN_OR_RETURN(const std::unique_ptr<BlockStore> from, open_store_(cut.directory + kWeights, StoreAccess::kReadOnly));
+  ASSIGN_OR_RETURN(const std::unique_ptr<BlockStore> to, open_store_(building + kWeights, StoreAccess::kReadWrite));
+  const absl::StatusOr<CutDigest> digest = convert(cut, from.get(), to.get());
+  if (!digest.ok()) return Annotate(digest.status(), fmt::format("checkpoint {} in {}", cut.id, cut.directory));
+  RETURN_IF_ERROR(to->Flush());
+  return *digest;
+}
+
+absl::Status CheckpointStore::Publish(const std::string& id, const std::string& name, PayloadType payload, const Convert& convert) {
   RETURN_IF_ERROR(CheckName("version", name));
   ASSIGN_OR_RETURN(const Cut cut, Find(id));
   if (cut.committed == 0) return FailedPrecondition("checkpoint {} is not committed; commit it before publishing it", id);
   const absl::StatusOr<Version> existing = FindVersion(name);
   if (!existing.ok() && !absl::IsNotFound(existing.status())) return existing.status();
   if (existing.ok()) {
-    if (existing->checkpoint_id == id && existing->marks == cut.marks && existing->digest == cut.digest) return absl::OkStatus();
-    return AlreadyExists("version {} was published from checkpoint {} at step {}, versions never change; choose another name", name,
-                         existing->checkpoint_id, existing->marks.step);
+    const bool same_blocks = payload == PayloadType::kBank ? existing->digest == cut.digest : existing->digest.blocks == cut.digest.blocks;
+    if (existing->checkpoint_id == id && existing->marks == cut.marks && existing->payload == payload && same_blocks) return absl::OkStatus();
+    return AlreadyExists("version {} was published from checkpoint {} at step {}{}, versions never change; choose another name", name,
+                         existing->checkpoint_id, existing->marks.step, existing->payload == PayloadType::kI8Rows ? " as int8" : "");
   }
   const std::string directory = versions_directory_ + "/" + name, building = fmt::format("{}/{}{}", versions_directory_, kBuilding, name);
   if (fs::exists(building)) RETURN_IF_ERROR(Remove(building));
-  RETURN_IF_ERROR(CloneStore(cut.directory + kWeights, building + kWeights));
+  absl::Cleanup given_up = [&] {
+    std::error_code ignored;
+    fs::remove_all(building, ignored);
+  };
+  CutDigest digest = cut.digest;
+  if (payload == PayloadType::kBank) {
+    RETURN_IF_ERROR(CloneStore(cut.directory + kWeights, building + kWeights));
+  } else {
+    ASSIGN_OR_RETURN(digest, ConvertWeights(cut, building, convert));
+  }
   MEMBANK_FAIL_POINT("publish.cloned");
-  Json manifest = MarksToJson(cut.marks, cut.digest, cut.held, spec_hash_);
-  manifest["checkpoint"] = id;
+  Json manifest = MarksToJson(cut.marks, digest, cut.held, spec_hash_);
+  AddVersionFacts(id, payload, &manifest);
   RETURN_IF_ERROR(WriteCheckedJson(building + kManifest, manifest));
   MEMBANK_FAIL_POINT("publish.manifest");
   RETURN_IF_ERROR(MakeVisible(building, directory));
+  std::move(given_up).Cancel();
   MEMBANK_FAIL_POINT("publish.visible");
   ASSIGN_OR_RETURN(std::shared_ptr<BlockStore> weights, open_store_(directory + kWeights, StoreAccess::kReadOnly));
   absl::MutexLock lock(&mu_);
-  versions_[name] = {name, id, cut.marks, cut.digest, cut.held, absl::OkStatus(), std::move(weights)};
+  versions_[name] = {name, id, cut.marks, digest, cut.held, payload, absl::OkStatus(), std::move(weights)};
   return absl::OkStatus();
 }
 
@@ -439,12 +471,12 @@ absl::StatusOr<CheckpointStore::Version> CheckpointStore::FindVersion(const std:
                   names.empty() ? "none" : fmt::format("{}", fmt::join(names, ", ")));
 }
 
-std::vector<std::string> CheckpointStore::ListVersions() const {
+std::vector<BankVersion> CheckpointStore::ListVersions() const {
   absl::MutexLock lock(&mu_);
-  std::vector<std::string> names;
+  std::vector<BankVersion> whole;
   for (const auto& [name, version] : versions_)
-    if (version.damage.ok()) names.push_back(name);
-  return names;
+    if (version.damage.ok()) whole.push_back({name, version.payload});
+  return whole;
 }
 
 uint64_t CheckpointStore::NextSequence() const {

@@ -2,7 +2,8 @@
 //   <data>/checkpoints/<id>/   weights/ state/   two stores' cuts (hard links)
 //                              manifest.json     what the cut holds; written last, then the directory is renamed from .new-<id>
 //                              committed.json    {"sequence": n}: the highest n is what a restart goes back to
-//   <data>/versions/<name>/    weights/ manifest.json       every .json with its checksum (checked_json.h)
+//   <data>/versions/<name>/    weights/ manifest.json       "payload": the form of its payloads, when it is not the bank's
+//   Every .json carries its checksum (checked_json.h).
 //   <data>/head/<n>/           weights/ state/   the live stores below the shard: scratch, made from a cut at every start and restore
 // Nothing in them changes, except by Purge. Whatever is removed is first renamed to .trash-*; Open finishes what was interrupted, so that every name without a dot is whole.
 //
@@ -21,6 +22,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "common/bank/block.h"
+#include "common/bank/payload.h"
 #include "common/bank/slot_map.h"
 #include "common/bank/training.h"
 #include "memory_server/block_store.h"
@@ -76,6 +78,8 @@ struct HeadStores {
 };
 
 nlohmann::json MarksToJson(const CutMarks& marks, const CutDigest& digest, const HeldSlots& held, const std::string& spec_hash);  // a manifest's
+// What a version's manifest says beside its marks.
+void AddVersionFacts(const std::string& checkpoint_id, PayloadType payload, nlohmann::json* manifest);
 
 // A durable image of a store that nobody writes: table files are never modified, so they are hard-linked; the rest is small and copied.
 absl::Status CloneStore(const std::string& from, const std::string& to);
@@ -90,6 +94,7 @@ class CheckpointStore {
     CutMarks marks;
     CutDigest digest;
     HeldSlots held;
+    PayloadType payload = PayloadType::kBank;
     absl::Status damage;  // found when it was opened; reads of this version fail with it, everything else goes on
     std::shared_ptr<BlockStore> weights;
   };
@@ -110,7 +115,10 @@ class CheckpointStore {
   // keep: instead of keep_checkpoints, when above 0.
   absl::Status Commit(const std::string& id, uint32_t keep = 0);
   absl::Status Delete(const std::string& id);  // prepared or committed
-  absl::Status Publish(const std::string& id, const std::string& version);
+  // `convert`: fills the empty store with the cut's blocks as `payload` and returns their digest; null for kBank, whose blocks share the cut's files.
+  using Convert = std::function<absl::StatusOr<CutDigest>(const Cut& cut, BlockStore* weights, BlockStore* empty)>;
+  absl::Status Publish(const std::string& id, const std::string& version, PayloadType payload = PayloadType::kBank,
+                       const Convert& convert = nullptr);
   // Erases the block keys of `ranges` from every cut and version, and all leftovers: afterwards no file here holds a byte of them. How many
   // cuts and versions there are. Any interruption is mended by the same call; until then restarts and restores may find damage.
   absl::StatusOr<uint64_t> Purge(const std::vector<KeyRange>& ranges) ABSL_LOCKS_EXCLUDED(mu_);
@@ -123,7 +131,7 @@ class CheckpointStore {
   std::optional<Cut> LastCommitted() const ABSL_LOCKS_EXCLUDED(mu_);
   std::vector<Cut> List() const ABSL_LOCKS_EXCLUDED(mu_);  // oldest first
   absl::StatusOr<Version> FindVersion(const std::string& name) const ABSL_LOCKS_EXCLUDED(mu_);
-  std::vector<std::string> ListVersions() const ABSL_LOCKS_EXCLUDED(mu_);  // without damaged ones
+  std::vector<BankVersion> ListVersions() const ABSL_LOCKS_EXCLUDED(mu_);  // without damaged ones
 
  private:
   friend class CutMerge;
@@ -131,6 +139,7 @@ class CheckpointStore {
   absl::Status LoadCuts() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status LoadVersions() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status LoadVersion(const std::string& directory, Version* version) const;
+  absl::StatusOr<CutDigest> ConvertWeights(const Cut& cut, const std::string& building, const Convert& convert) const;
   absl::Status Remove(const std::string& directory);
   absl::StatusOr<CutDigest> PurgeDirectory(const std::string& directory, const CutDigest& recorded, const std::vector<KeyRange>& ranges);
   absl::Status PurgeVersion(const Version& version, const std::vector<KeyRange>& ranges) ABSL_LOCKS_EXCLUDED(mu_);

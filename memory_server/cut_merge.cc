@@ -35,6 +35,8 @@ absl::StatusOr<std::unique_ptr<CutMerge>> CutMerge::Begin(CheckpointStore* store
     merge->replaces_ = existing.ok();
     if (existing.ok()) marks = existing->marks, merge->held_ = existing->held;
     else if (!absl::IsNotFound(existing.status())) return existing.status();
+    if (existing.ok() && existing->payload != source.payload)
+      return FailedPrecondition("{} has payloads of another form than the old owner's; publish under another name", merge->directory_);
   } else {
     const absl::StatusOr<Cut> existing = store->Find(name);
     merge->replaces_ = existing.ok();
@@ -49,6 +51,8 @@ absl::StatusOr<std::unique_ptr<CutMerge>> CutMerge::Begin(CheckpointStore* store
     RETURN_IF_ERROR(CloneStore(merge->directory_ + kWeights, merge->building_ + kWeights));
     if (!version) RETURN_IF_ERROR(CloneStore(merge->directory_ + kState, merge->building_ + kState));
   } else if (!base.empty()) {
+    ASSIGN_OR_RETURN(const CheckpointStore::Version begin, store->FindVersion(base));
+    if (begin.payload != source.payload) return FailedPrecondition("versions {} and {} have payloads of different forms", base, name);
     RETURN_IF_ERROR(CloneStore(parent + "/" + base + kWeights, merge->building_ + kWeights));
   }
   ASSIGN_OR_RETURN(merge->weights_, store->open_store_(merge->building_ + kWeights, StoreAccess::kReadWrite));
@@ -108,7 +112,7 @@ absl::Status CutMerge::Finish() {
     manifest["id"] = source_.checkpoint_id;
     manifest["sequence"] = prepared_;
   } else {
-    manifest["checkpoint"] = source_.checkpoint_id;
+    AddVersionFacts(source_.checkpoint_id, source_.payload, &manifest);
   }
   RETURN_IF_ERROR(WriteCheckedJson(building_ + "/manifest.json", manifest));
   return SyncDirectory(building_);
@@ -137,7 +141,7 @@ absl::Status CheckpointStore::Install(CutMerge* merge) {
     cuts_[source.checkpoint_id] = std::move(cut);
     return absl::OkStatus();
   }
-  Version installed{source.version, source.checkpoint_id, source.marks, merge->digest_, merge->held_};
+  Version installed{source.version, source.checkpoint_id, source.marks, merge->digest_, merge->held_, source.payload};
   ASSIGN_OR_RETURN(installed.weights, open_store_(merge->directory_ + kWeights, StoreAccess::kReadOnly));
   absl::MutexLock lock(&mu_);
   versions_[source.version] = std::move(installed);

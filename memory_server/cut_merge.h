@@ -18,12 +18,13 @@ struct MergeSource {
   CutMarks marks;
   uint64_t committed = 0;     // order of commits; 0 = prepared only
   CutDigest digest;           // of the source's own copy
+  PayloadType payload = PayloadType::kBank;  // of a version
 };
 
 class CutMerge {
  public:
   // FAILED_PRECONDITION when there is a cut or version of this name with other marks.
-  // `base`: a version to begin with instead of nothing, when the one to be built is not there; empty: none.
+  // `base`: a version to begin with instead of nothing, when the one to be built is not there, with payloads of the same form; empty: none.
   static absl::StatusOr<std::unique_ptr<CutMerge>> Begin(CheckpointStore* store, const MergeSource& source, const SlotSet& slots, uint64_t epoch,
                                                          const std::string& base = "");
   ~CutMerge();

@@ -174,6 +174,7 @@ void FetchCall::WriteChunk() {
     if (current_.payload) {
       header.set_crc32c(current_.crc32c);
       header.set_total_bytes(current_.payload->size());
+      header.set_payload(ToProto(current_.type));
     }
     head = chunk.SerializeAsString();
   }

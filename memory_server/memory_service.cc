@@ -68,7 +68,11 @@ grpc::ServerUnaryReactor* MemoryService::GetManifest(grpc::CallbackServerContext
   reply->set_head_step(status.head_step);
   reply->set_run_id(status.run_id);
   reply->set_run_epoch(status.run_epoch);
-  for (const std::string& version : status.versions) reply->add_versions(version);
+  for (const BankVersion& version : status.versions) {
+    v1::BankVersion* const out = reply->add_versions();
+    out->set_name(version.name);
+    out->set_payload(ToProto(version.payload));
+  }
   reply->set_touched_blocks(status.touched_blocks);
   reply->set_resident_bytes(status.resident_bytes);
   reply->set_software(VersionString());
@@ -243,9 +247,10 @@ grpc::ServerUnaryReactor* MemoryService::Publish(grpc::CallbackServerContext* co
                                                  v1::PublishReply* reply) {
   return OnOwnThread("Publish", context, [this, request, reply]() -> absl::Status {
     RETURN_IF_ERROR(CheckEpoch(request->slot_map_epoch()));
-    RETURN_IF_ERROR(shard_->Publish(request->checkpoint_id(), request->version()));
+    ASSIGN_OR_RETURN(const PayloadType payload, FromProto(request->payload()));
+    RETURN_IF_ERROR(shard_->Publish(request->checkpoint_id(), request->version(), payload));
     RETURN_IF_ERROR(CheckEpoch(request->slot_map_epoch()));
-    for (const std::string& version : shard_->ListVersions()) reply->add_versions(version);
+    for (const BankVersion& version : shard_->ListVersions()) reply->add_versions(version.name);
     return absl::OkStatus();
   });
 }

@@ -24,7 +24,7 @@ struct CachedPayload {
 
 class PayloadCache {
  public:
-  using Key = std::pair<std::string, BlockId>;  // bank version ("" for the head's generated blocks), block
+  using Key = std::pair<std::string, BlockId>;  // bank version (of generated blocks: their form), block
 
   explicit PayloadCache(uint64_t max_bytes) : max_bytes_(max_bytes) {}
   std::optional<CachedPayload> Get(const Key& key) ABSL_LOCKS_EXCLUDED(mu_);

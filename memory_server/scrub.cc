@@ -1,6 +1,7 @@
 #include "memory_server/scrub.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -17,8 +18,8 @@ class Pass {
   Pass(const CheckpointStore& checkpoints, const BankSpec& spec, const std::function<bool(uint64_t)>& pace)
       : checkpoints_(checkpoints), purges_(checkpoints.purges()), spec_(spec), pace_(pace) {}
 
-  // `where`: "checkpoint c in /data/checkpoints/c/weights".
-  void ScanStore(BlockStore& store, bool weights, const std::string& where) {
+  // `where`: "checkpoint c in /data/checkpoints/c/weights". `weights`: the form of the payloads in it; none: it is a state store.
+  void ScanStore(BlockStore& store, std::optional<PayloadType> weights, const std::string& where) {
     const absl::Status scanned = store.Scan(kBlockKeyPrefix, [&](std::string_view key, absl::Span<const uint8_t> value) -> absl::Status {
       if (const absl::Status record = CheckRecord(key, value, weights); !record.ok()) AddDamage(Annotate(record, where));
       ++result_.records;
@@ -40,10 +41,10 @@ class Pass {
   ScrubResult& result() { return result_; }
 
  private:
-  absl::Status CheckRecord(std::string_view key, absl::Span<const uint8_t> value, bool weights) const {
+  absl::Status CheckRecord(std::string_view key, absl::Span<const uint8_t> value, std::optional<PayloadType> weights) const {
     ASSIGN_OR_RETURN(const BlockId id, ParseBlockKey(key));
     if (!spec_.Contains(id)) return DataLoss("block {} is not in the bank", ToString(id));
-    const absl::Status status = weights ? DecodeWeights(value, spec_.BlockBytes(id.level)).status() : DecodeState(value).status();
+    const absl::Status status = weights ? DecodeWeights(value, PayloadBytes(spec_, id.level, *weights)).status() : DecodeState(value).status();
     return status.ok() ? status : Annotate(status, fmt::format("{} of block {}", weights ? "payload" : "state", ToString(id)));
   }
 
@@ -66,13 +67,13 @@ ScrubResult Scrub(const CheckpointStore& checkpoints, const BankSpec& spec, cons
       if (checkpoints.Find(cut.id).ok()) pass.AddDamage(Annotate(stores.status(), where));  // else it was removed meanwhile
       continue;
     }
-    pass.ScanStore(*stores->weights, true, where + "/weights");
-    if (pass.result().whole) pass.ScanStore(*stores->state, false, where + "/state");
+    pass.ScanStore(*stores->weights, PayloadType::kBank, where + "/weights");
+    if (pass.result().whole) pass.ScanStore(*stores->state, std::nullopt, where + "/state");
   }
-  for (const std::string& name : checkpoints.ListVersions()) {
+  for (const auto& [name, payload] : checkpoints.ListVersions()) {
     if (!pass.result().whole) break;
     const absl::StatusOr<CheckpointStore::Version> version = checkpoints.FindVersion(name);
-    if (version.ok()) pass.ScanStore(*version->weights, true, fmt::format("version {} in versions/{}/weights", name, name));
+    if (version.ok()) pass.ScanStore(*version->weights, payload, fmt::format("version {} in versions/{}/weights", name, name));
   }
   return std::move(pass.result());
 }

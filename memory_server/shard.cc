@@ -190,19 +190,26 @@ absl::StatusOr<BlockRead> Shard::ReadVersion(const std::string& name, BlockId id
   if (!version.held.slots[SlotOf(id)])
     return FailedPrecondition("block {} of version {}: slot {} is not in this server's copy, which holds slots {} by slot map epoch {}", ToString(id),
                               name, SlotOf(id), FormatSlots(version.held.slots), version.held.epoch);
+  ASSIGN_OR_RETURN(BlockRead read, ReadStoredVersion(version, id, newer_than, from));
+  read.type = version.payload;
+  return read;
+}
+
+absl::StatusOr<BlockRead> Shard::ReadStoredVersion(const CheckpointStore::Version& version, BlockId id, int64_t newer_than, ReadFrom from) {
+  const std::string& name = version.name;
   if (const auto cached = version_payloads_.Get({name, id})) return AnswerRead(*cached, newer_than);
   if (from == ReadFrom::kRam) return BlockRead{.elsewhere = true};
   CachedPayload stored;
   absl::Status decoded;
   const absl::Status got = version.weights->Get(BlockKey(id), [&](absl::Span<const uint8_t> value) {
-    const absl::StatusOr<WeightsRecord> record = DecodeWeights(value, spec_.BlockBytes(id.level));
+    const absl::StatusOr<WeightsRecord> record = DecodeWeights(value, PayloadBytes(spec_, id.level, version.payload));
     decoded = record.status();
     if (!record.ok()) return;
     Buffer payload = buffers_->Acquire(record->payload.size());
     std::copy(record->payload.begin(), record->payload.end(), payload.data());
     stored = {record->version, record->crc32c, buffers_->Share(std::move(payload))};
   });
-  if (absl::IsNotFound(got)) return newer_than == 0 ? AnswerRead({}, 0) : AnswerRead(ReadUntouched(id), newer_than);
+  if (absl::IsNotFound(got)) return newer_than == 0 ? AnswerRead({}, 0) : AnswerRead(ReadUntouched(id, version.payload), newer_than);
   const absl::Status status = got.ok() ? decoded : got;
   if (!status.ok()) return Annotate(status, fmt::format("block {} of version {} in {}/versions", ToString(id), name, options_.data_directory));
   version_payloads_.Put({name, id}, stored);
@@ -216,13 +223,20 @@ BlockRead Shard::AnswerRead(const CachedPayload& payload, int64_t newer_than) {
   return {payload.version, payload.crc32c, payload.payload, false};
 }
 
-CachedPayload Shard::ReadUntouched(BlockId id) {
-  if (const auto cached = generated_.Get({"", id})) return *cached;
+CachedPayload Shard::ReadUntouched(BlockId id, PayloadType type) {
+  const PayloadCache::Key key{type == PayloadType::kBank ? "" : "as int8", id};
+  if (const auto cached = generated_.Get(key)) return *cached;
   Buffer payload = buffers_->Acquire(spec_.BlockBytes(id.level));
   InitBlockPayload(spec_, id, payload.span());
+  if (type == PayloadType::kI8Rows) {
+    Buffer smaller = buffers_->Acquire(PayloadBytes(spec_, id.level, type));
+    (void)QuantisePayload(spec_, id.level, std::as_const(payload).span(), smaller.span());  // initial values are finite
+    std::swap(payload, smaller);
+    buffers_->Release(std::move(smaller));
+  }
   const uint32_t crc = Crc32c(payload.data(), payload.size());
   const CachedPayload generated{0, crc, buffers_->Share(std::move(payload))};
-  generated_.Put({"", id}, generated);
+  generated_.Put(key, generated);
   return generated;
 }
 

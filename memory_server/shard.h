@@ -28,6 +28,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "common/bank/bank_spec.h"
+#include "common/bank/payload.h"
 #include "common/bank/slot_map.h"
 #include "common/bank/training.h"
 #include "common/bank/tree_prefix.h"
@@ -76,6 +77,7 @@ struct BlockRead {
   SharedBuffer payload;      // null when unchanged; borrowed slices stay valid as long as this pointer lives
   bool unchanged = false;
   bool blocked = false;      // set by the call: the receiver computes with zeros
+  PayloadType type = PayloadType::kBank;
   bool elsewhere = false;    // not in RAM, and nothing above is set: read it from anywhere
 };
 
@@ -94,7 +96,7 @@ struct ShardStatus {
   uint64_t touched_blocks = 0;
   uint64_t resident_bytes = 0;      // payloads, optimizer state and caches
   BlockTable::Stats table;          // of the touched blocks
-  std::vector<std::string> versions;
+  std::vector<BankVersion> versions;
   bool durable_steps = false;       // Durability::kStep
 };
 
@@ -231,9 +233,11 @@ class Shard {
                               const std::function<void(const CutReader::Piece&, const CutMarks&)>& visit) ABSL_LOCKS_EXCLUDED(transfer_mu_);
   absl::Status WriteCheckpoint(const std::string& id, uint64_t offset, absl::Span<const uint8_t> bytes) ABSL_LOCKS_EXCLUDED(transfer_mu_);
   absl::Status FinishWriteCheckpoint(const std::string& id, const CutMarks& marks) ABSL_LOCKS_EXCLUDED(transfer_mu_, cut_mu_);
-  // The weights of a committed checkpoint as an immutable version. The same again is OK; another checkpoint's is ALREADY_EXISTS.
-  absl::Status Publish(const std::string& checkpoint_id, const std::string& version);
-  std::vector<std::string> ListVersions() const;
+  // The weights of a committed checkpoint as an immutable version. The same again is OK; another checkpoint's, or another form, is ALREADY_EXISTS.
+  // kBank shares the checkpoint's files; kI8Rows reads and checks every block and writes it anew, see quantise.h.
+  absl::Status Publish(const std::string& checkpoint_id, const std::string& version, PayloadType payload = PayloadType::kBank)
+      ABSL_LOCKS_EXCLUDED(cut_mu_, run_mu_);
+  std::vector<BankVersion> ListVersions() const;
   // Makes the blocks of the prefix as if they had never been trained, in the head, every checkpoint and version, and the step log, and leaves
   // none of their bytes in any file. Ends the run, like a restore, but the head stays at its step. What a crash or an error interrupted, the
   // next start or purge finishes. See shard_purge.cc.
@@ -251,7 +255,8 @@ class Shard {
   absl::Status CheckInSpec(BlockId id) const;
   absl::Status CheckNoReplica() const;
   static BlockRead AnswerRead(const CachedPayload& payload, int64_t newer_than);
-  CachedPayload ReadUntouched(BlockId id);
+  absl::StatusOr<BlockRead> ReadStoredVersion(const CheckpointStore::Version& version, BlockId id, int64_t newer_than, ReadFrom from);
+  CachedPayload ReadUntouched(BlockId id, PayloadType type = PayloadType::kBank);
   absl::Status CheckFreeSpace(uint64_t needed_bytes) const;
   absl::Status CheckRun(const StepId& step) const ABSL_SHARED_LOCKS_REQUIRED(run_mu_);
   absl::StatusOr<PushOutcome> JudgePush(const StepId& step, uint32_t rank) const ABSL_SHARED_LOCKS_REQUIRED(run_mu_);

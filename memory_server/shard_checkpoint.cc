@@ -8,6 +8,7 @@
 #include "common/base/random_id.h"
 #include "common/base/status_macros.h"
 #include "memory_server/block_record.h"
+#include "memory_server/quantise.h"
 #include "memory_server/shard.h"
 #include "memory_server/shard_state.h"
 
@@ -259,15 +260,27 @@ std::vector<CheckpointInfo> Shard::ListCheckpoints() const {
   return infos;
 }
 
-absl::Status Shard::Publish(const std::string& checkpoint_id, const std::string& version) {
+absl::Status Shard::Publish(const std::string& checkpoint_id, const std::string& version, PayloadType payload) {
   absl::MutexLock cut_lock(&cut_mu_);
   RETURN_IF_ERROR(AwaitCutsThawed());
   RETURN_IF_ERROR(CheckFreeSpace(0));
   ASSIGN_OR_RETURN(const Cut cut, checkpoints_->Find(checkpoint_id));
   RETURN_IF_ERROR(CheckHolds(cut, *ownership_.map()));
-  return checkpoints_->Publish(checkpoint_id, version);
+  if (payload == PayloadType::kI8Rows && !Int8IsSmaller(spec_))
+    return InvalidArgument("version {}: int8 with a scale per row of {} elements is not smaller than {}; publish the bank as it is", version, spec_.hidden,
+                           DTypeName(spec_.dtype));
+  const auto before_write = [this](uint64_t bytes) {
+    {
+      absl::MutexLock lock(&run_mu_);
+      if (stopping_) return Unavailable("server \"{}\" is shutting down", options_.server_id);
+    }
+    return CheckFreeSpace(bytes);
+  };
+  return checkpoints_->Publish(checkpoint_id, version, payload, [&](const Cut& whole, BlockStore* weights, BlockStore* empty) {
+    return QuantiseStore(spec_, weights, whole.digest, empty, before_write);
+  });
 }
 
-std::vector<std::string> Shard::ListVersions() const { return checkpoints_->ListVersions(); }
+std::vector<BankVersion> Shard::ListVersions() const { return checkpoints_->ListVersions(); }
 
 }  // namespace membank

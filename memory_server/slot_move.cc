@@ -49,9 +49,9 @@ SlotSourceState SlotMover::State() const {
   }
   for (const BlockTable::Listed& block : shard_->table_->List()) state.slot_bytes[SlotOf(block.id)] += block.payload_bytes;
   for (const Cut& cut : shard_->checkpoints_->List()) state.cuts.push_back({cut.id, "", cut.marks, cut.committed, cut.digest});
-  for (const std::string& name : shard_->checkpoints_->ListVersions()) {
+  for (const auto& [name, payload] : shard_->checkpoints_->ListVersions()) {
     const absl::StatusOr<CheckpointStore::Version> version = shard_->checkpoints_->FindVersion(name);
-    if (version.ok()) state.versions.push_back({version->checkpoint_id, name, version->marks, 0, version->digest});
+    if (version.ok()) state.versions.push_back({version->checkpoint_id, name, version->marks, 0, version->digest, payload});
   }
   return state;
 }
@@ -116,6 +116,7 @@ absl::Status SlotMover::ExportVersion(const std::string& name, const SlotSet& sl
   if (!base.empty()) {
     ASSIGN_OR_RETURN(const CheckpointStore::Version before, shard_->checkpoints_->FindVersion(base));
     if ((slots & ~before.held.slots).any()) return FailedPrecondition("version {} does not hold all of slots {}", base, FormatSlots(slots));
+    if (before.payload != version.payload) return FailedPrecondition("versions {} and {} have payloads of different forms", base, name);
     RETURN_IF_ERROR(before.weights->Scan(kBlockKeyPrefix, [&](std::string_view key, absl::Span<const uint8_t> weights) -> absl::Status {
       ASSIGN_OR_RETURN(const BlockId id, ParseBlockKey(key));
       ASSIGN_OR_RETURN(const WeightsRecord record, DecodeWeightsHeader(weights));
@@ -393,7 +394,7 @@ absl::Status SlotMover::Stage(const std::string& move_id, BlockId id, absl::Span
 bool SlotMover::Holds(const MergeSource& source, const SlotSet& slots) const {
   if (!source.version.empty()) {
     const absl::StatusOr<CheckpointStore::Version> version = shard_->checkpoints_->FindVersion(source.version);
-    return version.ok() && (slots & ~version->held.slots).none();
+    return version.ok() && version->payload == source.payload && (slots & ~version->held.slots).none();
   }
   const absl::StatusOr<Cut> cut = shard_->checkpoints_->Find(source.checkpoint_id);
   return cut.ok() && cut->marks == source.marks && (slots & ~cut->held.slots).none();

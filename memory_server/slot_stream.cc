@@ -23,10 +23,13 @@ void ToProto(const MergeSource& source, v1::SlotCut* out) {
   out->set_commit_order(source.committed);
   out->set_blocks(source.digest.blocks);
   out->set_blocks_crc32c(source.digest.crc32c);
+  out->set_payload(membank::ToProto(source.payload));
 }
 
-MergeSource FromProto(const v1::SlotCut& cut) {
-  return {cut.checkpoint_id(), cut.version(), {cut.step(), cut.run_id(), cut.run_epoch()}, cut.commit_order(), {cut.blocks(), cut.blocks_crc32c()}};
+absl::StatusOr<MergeSource> FromProto(const v1::SlotCut& cut) {
+  ASSIGN_OR_RETURN(const PayloadType payload, membank::FromProto(cut.payload()));
+  return MergeSource{cut.checkpoint_id(), cut.version(), {cut.step(), cut.run_id(), cut.run_epoch()}, cut.commit_order(),
+                     {cut.blocks(), cut.blocks_crc32c()}, payload};
 }
 
 // Reads one export to its end.
@@ -137,8 +140,12 @@ absl::StatusOr<SlotSourceState> FromProto(const v1::SlotsReply& reply) {
   }
   for (const auto& [run_id, epoch] : reply.run_epochs()) state.run_epochs[run_id] = epoch;
   state.sealed_by = reply.sealed_by();
-  for (const v1::SlotCut& cut : reply.cuts()) state.cuts.push_back(FromProto(cut));
-  for (const v1::SlotCut& version : reply.versions()) state.versions.push_back(FromProto(version));
+  for (const v1::SlotCut& cut : reply.cuts()) {
+    ASSIGN_OR_RETURN(state.cuts.emplace_back(), FromProto(cut));
+  }
+  for (const v1::SlotCut& version : reply.versions()) {
+    ASSIGN_OR_RETURN(state.versions.emplace_back(), FromProto(version));
+  }
   return state;
 }
 
@@ -262,12 +269,13 @@ absl::StatusOr<SlotCopyResult> CopyVersions(SlotMover* mover, const std::string&
   RETURN_IF_ERROR(CopyAccess(owner, mover, deadline));
 
   SlotCopyResult result;
-  std::string base;  // the newest version that both have
+  std::map<PayloadType, std::string> bases;  // the newest version of each form that both have
   for (const MergeSource& version : owner.state.versions) {
     if (mover->Holds(version, slots)) {
-      base = version.version;
+      bases[version.payload] = version.version;
       continue;
     }
+    const std::string& base = bases[version.payload];
     v1::ExportSlotsRequest request;
     request.set_slots(FormatSlots(slots));
     request.set_spec_hash(spec_hash);
@@ -281,7 +289,7 @@ absl::StatusOr<SlotCopyResult> CopyVersions(SlotMover* mover, const std::string&
       return DataLoss("version {} has {} blocks with digest {:08x} here, {} with {:08x} on the {}", version.version, merge->digest().blocks,
                       merge->digest().crc32c, version.digest.blocks, version.digest.crc32c, owner.name);
     RETURN_IF_ERROR(mover->Install(merge.get()));
-    base = version.version;
+    bases[version.payload] = version.version;
   }
   return result;
 }

@@ -43,7 +43,9 @@ absl::StatusOr<std::unique_ptr<AccessWatch>> WatchAccess(const WorkerOptions& op
 absl::StatusOr<std::string> BankVersion(const WorkerOptions& options, MemoryClient* memory) {
   if (memory == nullptr) return std::string();
   ASSIGN_OR_RETURN(const BankStatus status, memory->GetStatus());
-  return ChooseBankVersion(options.bank_version, status.versions);
+  std::vector<std::string> names;
+  for (const auto& version : status.versions) names.push_back(version.name);
+  return ChooseBankVersion(options.bank_version, names);
 }
 
 EngineOptions ToEngineOptions(const WorkerOptions& options, std::string bank_version, const AccessWatch* access) {

@@ -69,10 +69,14 @@ class FetchReceiver {
       task_->done = true;
       return absl::OkStatus();
     }
-    if (header_.total_bytes() != block.destination.size()) {
-      return DataLoss("block {} has {} bytes on the server, its size here is {}", Current(), header_.total_bytes(), block.destination.size());
+    ASSIGN_OR_RETURN(block.payload, FromProto(header_.payload()));
+    if (block.payload == PayloadType::kI8Rows && task_->int8_bytes == 0)
+      return FailedPrecondition("block {} comes as int8, which this caller does not read; name a version that was not published as int8", Current());
+    const uint64_t expected = block.payload == PayloadType::kI8Rows ? task_->int8_bytes : block.destination.size();
+    if (header_.total_bytes() != expected || expected > block.destination.size()) {
+      return DataLoss("block {} has {} bytes on the server, its size here is {}", Current(), header_.total_bytes(), expected);
     }
-    copy_ = CheckedCopy(block.destination);
+    copy_ = CheckedCopy(block.destination.subspan(0, expected));
     in_block_ = true;
     return absl::OkStatus();
   }

@@ -16,6 +16,7 @@ namespace membank {
 // What of a fetch is left to do.
 struct FetchTask {
   BlockFetch* block;
+  uint64_t int8_bytes = 0;  // of an int8 payload; 0: the caller reads none
   bool done = false;     // header and whole payload arrived and the checksum held
   bool corrupt = false;  // arrived whole, but with another checksum; stays not done
 };

@@ -70,7 +70,7 @@ class RpcMemoryClient final : public MemoryClient {
   absl::Status RestoreCheckpoint(const std::string& id) override { return Checkpoint(v1::CHECKPOINT_ACTION_RESTORE, id, 0).status(); }
   absl::Status Rewind(uint64_t step) override { return Checkpoint(v1::CHECKPOINT_ACTION_REWIND, "", step).status(); }
   absl::StatusOr<std::vector<CheckpointInfo>> ListCheckpoints() override;
-  absl::Status Publish(const std::string& checkpoint_id, const std::string& version) override;
+  absl::Status Publish(const std::string& checkpoint_id, const std::string& version, PayloadType payload) override;
 
   ClientTraffic traffic() const override;
 
@@ -230,7 +230,7 @@ absl::StatusOr<BankStatus> RpcMemoryClient::GetStatus() {
   status.slot_map_epoch = met.topology->slot_map.epoch();
   status.head_step = met.manifests[0].head_step();
   status.durable_steps = true;
-  std::map<std::string, size_t> holders;
+  std::map<std::pair<std::string, PayloadType>, size_t> holders;
   for (const v1::Manifest& manifest : met.manifests) {
     status.head_step = std::min(status.head_step, manifest.head_step());
     status.durable_steps = status.durable_steps && manifest.durable_steps();
@@ -240,10 +240,13 @@ absl::StatusOr<BankStatus> RpcMemoryClient::GetStatus() {
     }
     status.touched_blocks += manifest.touched_blocks();
     status.resident_bytes += manifest.resident_bytes();
-    for (const std::string& version : manifest.versions()) ++holders[version];
+    for (const v1::BankVersion& version : manifest.versions()) {
+      ASSIGN_OR_RETURN(const PayloadType payload, FromProto(version.payload()));
+      ++holders[{version.name(), payload}];
+    }
   }
   for (const auto& [version, count] : holders) {
-    if (count == met.manifests.size()) status.versions.push_back(version);
+    if (count == met.manifests.size()) status.versions.push_back({version.first, version.second});
   }
   return status;
 }
@@ -271,7 +274,8 @@ absl::Status RpcMemoryClient::Fetch(absl::Span<BlockFetch> blocks, const FetchOp
     block.version = 0;
     block.unchanged = false;
     block.blocked = false;
-    tasks.push_back({&block});
+    block.payload = PayloadType::kBank;
+    tasks.push_back({&block, options.int8 ? PayloadBytes(spec_, block.id.level, PayloadType::kI8Rows) : 0});
   }
   v1::FetchBlocksRequest common;
   common.set_bank_version(options.bank_version);
@@ -339,7 +343,7 @@ absl::Status RpcMemoryClient::FetchPart(const Topology& topology, const MemoryPe
   }
   for (const FetchTask* task : tasks) {
     ++(task->block->unchanged ? unchanged_blocks_ : fetched_blocks_);
-    if (!task->block->unchanged && !task->block->blocked) fetched_bytes_ += task->block->destination.size();
+    if (!task->block->unchanged && !task->block->blocked) fetched_bytes_ += PayloadBytes(spec_, task->block->id.level, task->block->payload);
   }
   return absl::OkStatus();
 }
@@ -546,11 +550,12 @@ absl::StatusOr<std::vector<CheckpointInfo>> RpcMemoryClient::ListCheckpoints() {
   return common;
 }
 
-absl::Status RpcMemoryClient::Publish(const std::string& checkpoint_id, const std::string& version) {
+absl::Status RpcMemoryClient::Publish(const std::string& checkpoint_id, const std::string& version, PayloadType payload) {
   const absl::Time deadline = Deadline();
   v1::PublishRequest request;
   request.set_checkpoint_id(checkpoint_id);
   request.set_version(version);
+  request.set_payload(membank::ToProto(payload));
   return WithTopology(deadline, [&](const Topology& topology) {
     request.set_slot_map_epoch(EpochOf(topology));
     return InParallel(topology->peers.size(), [&](size_t i) {

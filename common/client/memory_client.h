@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "common/bank/bank_spec.h"
+#include "common/bank/payload.h"
 #include "common/bank/slot_map.h"
 #include "common/bank/training.h"
 #include "common/rpc/tls_files.h"
@@ -28,10 +29,12 @@ struct BlockFetch {
   uint64_t version = 0;
   bool unchanged = false;
   bool blocked = false;                    // the servers do not serve the block: the destination was filled with zeros
+  PayloadType payload = PayloadType::kBank;  // of the destination; kI8Rows takes only the first PayloadBytes of it
 };
 
 struct FetchOptions {
   std::string bank_version;                // empty: the live head
+  bool int8 = false;                       // the caller reads int8 payloads, too; else FAILED_PRECONDITION when the version has them
   uint64_t min_step = 0;                   // live head only: wait until this step is applied
   std::chrono::milliseconds timeout{30000};
 };
@@ -48,7 +51,7 @@ struct BankStatus {
   uint64_t head_step = 0;                  // minimum over servers
   std::string run_id;                      // last run, empty when never trained
   uint64_t run_epoch = 0;                  // maximum over servers
-  std::vector<std::string> versions;       // published on every server
+  std::vector<BankVersion> versions;       // published on every server, in one form
   uint64_t touched_blocks = 0, resident_bytes = 0;
   bool durable_steps = false;              // on every server: Rewind goes back to any step since the last checkpoint
 };
@@ -110,7 +113,7 @@ class MemoryClient {
   virtual absl::Status Rewind(uint64_t step) = 0;
   virtual absl::StatusOr<std::vector<CheckpointInfo>> ListCheckpoints() = 0;  // present on every server
   // Turns a committed checkpoint into an immutable bank version for serving.
-  virtual absl::Status Publish(const std::string& checkpoint_id, const std::string& version) = 0;
+  virtual absl::Status Publish(const std::string& checkpoint_id, const std::string& version, PayloadType payload = PayloadType::kBank) = 0;
 
   virtual ClientTraffic traffic() const = 0;
 };

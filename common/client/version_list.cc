@@ -30,7 +30,9 @@ absl::StatusOr<std::vector<std::string>> VersionsOf(const MemoryPeer& peer, absl
     status = AskForManifest(*stub, peer.replicas[i].name, i + 1 == peer.replicas.size(), deadline, &manifest);
   }
   if (!status.ok()) return absl::Status(status.code(), fmt::format("asked for its versions: {}{}", failures, std::string(status.message())));
-  return std::vector<std::string>(manifest.versions().begin(), manifest.versions().end());
+  std::vector<std::string> names;
+  for (const v1::BankVersion& version : manifest.versions()) names.push_back(version.name());
+  return names;
 }
 
 }  // namespace

@@ -55,6 +55,14 @@ absl::StatusOr<DType> FromProto(v1::DType dtype) {
   return InvalidArgument("element type {} is unknown; allowed: F32 (1), BF16 (2)", static_cast<int>(dtype));
 }
 
+v1::PayloadType ToProto(PayloadType type) { return type == PayloadType::kI8Rows ? v1::PAYLOAD_TYPE_I8_ROWS : v1::PAYLOAD_TYPE_BANK; }
+
+absl::StatusOr<PayloadType> FromProto(v1::PayloadType type) {
+  if (type == v1::PAYLOAD_TYPE_BANK) return PayloadType::kBank;
+  if (type == v1::PAYLOAD_TYPE_I8_ROWS) return PayloadType::kI8Rows;
+  return InvalidArgument("payload type {} is unknown; allowed: BANK (0), I8_ROWS (1)", static_cast<int>(type));
+}
+
 void ToProto(const BankSpec& spec, v1::BankSpec* out) {
   out->set_bank_id(spec.bank_id);
   out->set_type(static_cast<v1::MemoryType>(static_cast<int>(spec.type) + 1));

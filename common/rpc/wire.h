@@ -4,6 +4,7 @@
 #include "absl/status/statusor.h"
 #include "common/bank/access_table.h"
 #include "common/bank/bank_spec.h"
+#include "common/bank/payload.h"
 #include "membank/v1/memory.pb.h"
 #include "membank/v1/types.pb.h"
 
@@ -25,6 +26,9 @@ absl::StatusOr<MemoryMode> FromProto(v1::MemoryMode mode);
 
 v1::DType ToProto(DType dtype);  // F32 and BF16; others are UNSPECIFIED
 absl::StatusOr<DType> FromProto(v1::DType dtype);
+
+v1::PayloadType ToProto(PayloadType type);
+absl::StatusOr<PayloadType> FromProto(v1::PayloadType type);
 
 void ToProto(const BankSpec& spec, v1::BankSpec* out);
 absl::StatusOr<BankSpec> FromProto(const v1::BankSpec& spec);  // validated

@@ -118,6 +118,7 @@ absl::StatusOr<BlockHandle> BlockLoader::FetchOne(const Key& key, const BlockHan
   if (current != nullptr && !current->blocked) fetch.newer_than = static_cast<int64_t>(current->version);
   FetchOptions fetch_options;
   fetch_options.bank_version = bank_version;
+  fetch_options.int8 = true;
   fetch_options.timeout = absl::ToChronoMilliseconds(options_.timeout);
   if (absl::Status status = client_->Fetch(absl::MakeSpan(&fetch, 1), fetch_options); !status.ok()) {
     return Annotate(status, fmt::format("block {} of bank {}", ToString(id), spec.bank_id));
@@ -130,8 +131,18 @@ absl::StatusOr<BlockHandle> BlockLoader::FetchOne(const Key& key, const BlockHan
   Misses().Increment();
   block->version = fetch.version;
   block->blocked = fetch.blocked;
-  block->values = payload.to(options_.dtype);  // the same tensor when the dtypes agree
+  block->values = ToValues(fetch, payload);
   return BlockHandle(std::move(block));
+}
+
+// `payload`: the fetch's destination.
+torch::Tensor BlockLoader::ToValues(const BlockFetch& fetched, const torch::Tensor& payload) const {
+  if (fetched.payload == PayloadType::kBank) return payload.to(options_.dtype);  // the same tensor when the dtypes agree
+  const BankSpec& spec = client_->spec();
+  const torch::Tensor values = torch::empty(payload.sizes(), torch::kFloat);
+  DequantisePayload(spec, fetched.id.level, fetched.destination.subspan(0, PayloadBytes(spec, fetched.id.level, fetched.payload)),
+                    {values.data_ptr<float>(), static_cast<size_t>(values.numel())});
+  return values.to(options_.dtype);
 }
 
 void BlockLoader::Evict() {

@@ -1,9 +1,9 @@
 // Blocks for serving: loads them from the memory servers on its own threads, so that sequences whose blocks are there go on meanwhile; keeps
 // them in the model's dtype, least recently used first out. One fetch per block however many sequences wait for it, and each block fails
 // alone. A published bank version never changes, so a resident block costs nothing; of the live head the servers are asked each time, and an
-// unchanged block costs a header. Blocks of several versions lie side by side while sequences of both run. With an access watch, what was
-// fetched before the access table changed, or is there when the watch's lease is over, is asked for again, too. A handle pins its block: its
-// values never change, and it is not dropped.
+// unchanged block costs a header. Blocks of several versions lie side by side while sequences of both run; those of an int8 version travel as
+// int8 and become the model's dtype here. With an access watch, what was fetched before the access table changed, or is there when the
+// watch's lease is over, is asked for again, too. A handle pins its block: its values never change, and it is not dropped.
 // Owned by the engine; any thread. Errors are the client's, with the block named.
 #pragma once
 
@@ -66,6 +66,7 @@ class BlockLoader {
   };
 
   void Fetch(const Key& key, BlockHandle current) ABSL_LOCKS_EXCLUDED(mu_);
+  torch::Tensor ToValues(const BlockFetch& fetched, const torch::Tensor& payload) const;
   absl::StatusOr<BlockHandle> FetchOne(const Key& key, const BlockHandle& current) const;
   bool MayUse(const Entry& entry, const std::string& bank_version) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Evict() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

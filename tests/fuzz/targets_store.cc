@@ -62,8 +62,9 @@ void RunCheckpointManifests(std::string_view input) {
 }
 
 std::vector<std::string> CheckpointManifestSeeds() {
-  const std::string marks = R"("format":1,"spec_hash":"hash","step":4,"run_id":"r","run_epoch":1,"blocks":2,"blocks_crc32c":77)";
-  return {MakePiece("{" + marks + R"(,"id":"c","sequence":3})") + MakePiece(R"({"sequence":4})") + MakePiece("{" + marks + R"(,"checkpoint":"c"})"),
+  const std::string marks = R"("format":1,"spec_hash":"hash","step":4,"run_id":"r","run_epoch":1,"blocks":2,"blocks_crc32c":77,"slots":"0-1023","slot_map_epoch":1)";
+  const std::string cut = MakePiece("{" + marks + R"(,"id":"c","sequence":3})") + MakePiece(R"({"sequence":4})");
+  return {cut + MakePiece("{" + marks + R"(,"checkpoint":"c"})"), cut + MakePiece("{" + marks + R"(,"checkpoint":"c","payload":"I8_ROWS"})"),
           MakePiece("{\"step\":" + NestedLists(30000) + "}")};
 }
 

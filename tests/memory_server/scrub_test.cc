@@ -86,7 +86,7 @@ class ScrubTest : public testing::Test {
 
   std::string directory_;
   std::unique_ptr<CheckpointStore> store_;
-  std::vector<std::vector<uint8_t>> payloads_;
+  std::vector<std::vector<uint8_t>> payloads_, smaller_;  // of the checkpoint, of an int8 version
 };
 
 TEST_F(ScrubTest, CleanStoresAreClean) {
@@ -109,6 +109,30 @@ TEST_F(ScrubTest, AFlippedBitIsFoundAndNamed) {
     ASSERT_TRUE(Flip(part, 2, at)) << "mended";
   }
   EXPECT_EQ(Run().damaged, 0u);
+}
+
+TEST_F(ScrubTest, AnInt8VersionIsReadInItsOwnForm) {
+  const BankSpec spec = Spec();
+  const auto filled = [&](const Cut&, BlockStore* from, BlockStore* to) -> absl::StatusOr<CutDigest> {
+    CutDigest digest;
+    const absl::Status copied = from->Scan(kBlockKeyPrefix, [&](std::string_view key, absl::Span<const uint8_t>) {
+      std::vector<uint8_t>& payload = smaller_.emplace_back(PayloadBytes(spec, 1, PayloadType::kI8Rows), uint8_t{0});
+      for (size_t i = 0; i < payload.size(); ++i) payload[i] = static_cast<uint8_t>(smaller_.size() * 31 + i * i);
+      const WeightsRecord record{1, Crc32c(payload.data(), payload.size()), payload};
+      digest.Add({1, static_cast<uint32_t>(smaller_.size() - 1)}, 1, record.crc32c);
+      const std::string header = EncodeWeightsHeader(record);
+      return to->Apply({BlockStore::Write{std::string(key), {AsBytes(header), record.payload}}});
+    });
+    if (!copied.ok()) return copied;
+    return digest;
+  };
+  ASSERT_TRUE(store_->Publish("c", "v", PayloadType::kI8Rows, filled).ok());
+  EXPECT_EQ(Run().damaged, 0u);
+  payloads_ = smaller_;
+  ASSERT_TRUE(Flip("/versions/v/weights", 1, 99));
+  const ScrubResult result = Run();
+  ASSERT_EQ(result.damaged, 1u);
+  EXPECT_THAT(std::string(result.damage[0].message()), testing::HasSubstr("version v in versions/v/weights"));
 }
 
 TEST_F(ScrubTest, RunsInTheBackgroundWithinItsRate) {

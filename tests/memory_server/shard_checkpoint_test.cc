@@ -5,6 +5,7 @@
 
 #include "common/base/bytes.h"
 #include "common/base/file.h"
+#include "memory_server/checked_json.h"
 #include "memory_server/shard.h"
 #include "tests/memory_server/shard_fixture.h"
 
@@ -333,7 +334,7 @@ TEST_F(CheckpointTest, PublishedVersionsNeverChange) {
     EXPECT_EQ(shard->ReadVersion("v2", {1, 0})->version, 4u);
     EXPECT_TRUE(shard->ReadVersion("v1", {1, 0}, 1)->unchanged);
     EXPECT_TRUE(shard->ReadVersion("v1", {2, 8}, 0)->unchanged);
-    EXPECT_EQ(shard->Status().versions, (std::vector<std::string>{"v1", "v2"}));
+    EXPECT_EQ(shard->Status().versions, (std::vector<BankVersion>{{"v1"}, {"v2"}}));
     Open();  // versions survive a restart
   }
   for (Place place : {Place::kData, Place::kMiddle}) {
@@ -344,6 +345,71 @@ TEST_F(CheckpointTest, PublishedVersionsNeverChange) {
     EXPECT_CODE(shard->ReadVersion("v1", {1, 0}), kDataLoss, "version v1");
     EXPECT_TRUE(shard->ReadVersion("v2", {1, 0}).ok());
   }
+}
+
+// What int8 makes of a payload.
+std::vector<uint8_t> AsInt8(const BankSpec& spec, uint32_t level, const std::vector<uint8_t>& payload) {
+  std::vector<uint8_t> out(PayloadBytes(spec, level, PayloadType::kI8Rows));
+  EXPECT_TRUE(QuantisePayload(spec, level, payload, absl::MakeSpan(out)).ok());
+  return out;
+}
+
+TEST_F(CheckpointTest, AVersionAsInt8HoldsEveryBlockInTheSmallerForm) {
+  ASSERT_OK(Begin(1));
+  ASSERT_OK(Train(1, {{{1, 0}, 1}, {{2, 4}, 3}}));
+  ASSERT_OK(Checkpoint("a"));
+  ASSERT_OK(shard->Publish("a", "v1"));
+  ASSERT_OK(shard->Publish("a", "v1-int8", PayloadType::kI8Rows));
+  ASSERT_OK(shard->Publish("a", "v1-int8", PayloadType::kI8Rows));  // repeated
+  EXPECT_CODE(shard->Publish("a", "v1-int8"), kAlreadyExists, "as int8, versions never change");
+  EXPECT_CODE(shard->Publish("a", "v1", PayloadType::kI8Rows), kAlreadyExists, "versions never change");
+  ASSERT_OK(Train(2, {{{1, 0}, 1}}));
+  ASSERT_OK(Checkpoint("b"));
+  EXPECT_CODE(shard->Publish("b", "v1-int8", PayloadType::kI8Rows), kAlreadyExists, "was published from checkpoint a at step 1 as int8");
+  for (int round = 0; round < 2; ++round) {
+    for (const BlockId id : AllBlocks()) {  // untouched ones, too
+      const auto whole = shard->ReadVersion("v1", id), smaller = shard->ReadVersion("v1-int8", id);
+      ASSERT_OK(smaller);
+      EXPECT_EQ(whole->type, PayloadType::kBank);
+      EXPECT_EQ(smaller->type, PayloadType::kI8Rows);
+      EXPECT_EQ(smaller->version, whole->version);
+      EXPECT_EQ(Bytes(*smaller), AsInt8(spec, id.level, Bytes(*whole))) << ToString(id);
+      EXPECT_EQ(smaller->crc32c, Crc32c(smaller->payload->data(), smaller->payload->size()));
+    }
+    EXPECT_TRUE(shard->ReadVersion("v1-int8", {1, 0}, 1)->unchanged);
+    EXPECT_TRUE(shard->ReadVersion("v1-int8", {2, 8}, 0)->unchanged);
+    EXPECT_EQ(shard->ListVersions(), (std::vector<BankVersion>{{"v1"}, {"v1-int8", PayloadType::kI8Rows}}));
+    Open();
+  }
+  const std::string image = CrashImage();
+  FlipByte(image + "/versions/v1-int8", ".sst", Place::kData);
+  OpenImage(image);
+  EXPECT_CODE(shard->ReadVersion("v1-int8", {1, 0}), kDataLoss, "version v1-int8");
+}
+
+TEST(CheckpointInt8, IsRefusedWhereItIsNotSmaller) {
+  ShardFixture fixture;
+  BankSpec narrow = SmallSpec(DType::kBF16);
+  narrow.hidden = 4;
+  const auto shard = Shard::Open(narrow, *SlotMap::Striped({{"m0", "localhost:1"}}), fixture.options);
+  ASSERT_OK(shard);
+  ASSERT_OK((*shard)->PrepareCheckpoint("a", 0));
+  ASSERT_OK((*shard)->CommitCheckpoint("a"));
+  EXPECT_CODE((*shard)->Publish("a", "v1", PayloadType::kI8Rows), kInvalidArgument, "a scale per row of 4 elements is not smaller than BF16");
+}
+
+TEST_F(CheckpointTest, AFormOfALaterBuildIsNotServed) {
+  ASSERT_OK(Begin(1));
+  ASSERT_OK(Train(1, {{{1, 0}, 1}}));
+  ASSERT_OK(Checkpoint("a"));
+  ASSERT_OK(shard->Publish("a", "v1", PayloadType::kI8Rows));
+  const std::string manifest = options.data_directory + "/versions/v1/manifest.json";
+  nlohmann::json json = *ReadCheckedJson(manifest);
+  json["payload"] = "I4_ROWS";
+  ASSERT_OK(WriteCheckedJson(manifest, json));
+  Open();
+  EXPECT_CODE(shard->ReadVersion("v1", {1, 0}), kFailedPrecondition, "payloads of the form \"I4_ROWS\"");
+  EXPECT_TRUE(shard->ListVersions().empty());
 }
 
 // A store whose writes fail while the disk is "full".
@@ -383,7 +449,10 @@ TEST_F(CheckpointTest, AFailedWriteStopsCheckpointsOnlyAndIsOverWithoutARestart)
   for (int i = 0; i < 3; ++i) EXPECT_CODE(shard->PrepareCheckpoint("b", 2), kResourceExhausted, "no space left");
   EXPECT_EQ(Count({1, 0}), 2);
   ASSERT_OK(Train(3, {{{1, 0}, 1}}));
+  EXPECT_CODE(shard->Publish("a", "v1", PayloadType::kI8Rows), kResourceExhausted, "no space left");
+  EXPECT_TRUE(fs::is_empty(options.data_directory + "/versions")) << "nothing is left that would need the space";
   full = false;
+  ASSERT_OK(shard->Publish("a", "v1", PayloadType::kI8Rows));
   ASSERT_OK(Checkpoint("c"));
   Open();
   EXPECT_EQ(Count({1, 0}), 3);

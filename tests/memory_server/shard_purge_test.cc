@@ -92,8 +92,8 @@ class PurgeTest : public testing::TestWithParam<Case>, protected ShardFixture {
     EXPECT_EQ(WindowsOnDisk(), 0);
     EXPECT_THAT(HeldFiles(), testing::IsEmpty());
     for (const BlockId id : kGone) EXPECT_EQ(shard->Read(id)->version, 0u) << ToString(id) << " is as if never trained";
-    for (const std::string& version : shard->ListVersions())
-      for (const BlockId id : kGone) EXPECT_EQ(shard->ReadVersion(version, id)->version, 0u) << ToString(id);
+    for (const BankVersion& version : shard->ListVersions())
+      for (const BlockId id : kGone) EXPECT_EQ(shard->ReadVersion(version.name, id)->version, 0u) << ToString(id);
     for (const CheckpointInfo& info : shard->ListCheckpoints()) EXPECT_THAT(*shard->VerifyCheckpoint(info.id), testing::IsEmpty()) << info.id;
     EXPECT_FALSE(fs::exists(options.data_directory + "/purge.json"));
   }
@@ -109,6 +109,8 @@ TEST_P(PurgeTest, LeavesNoBytesBehindAndEverythingElseAsItWas) {
   ASSERT_OK(Checkpoint("a"));
   ASSERT_NO_FATAL_FAILURE(CollectCheckpoint("a"));
   ASSERT_OK(shard->Publish("a", "v1"));
+  ASSERT_OK(shard->Publish("a", "v1-int8", PayloadType::kI8Rows));
+  for (const BlockId id : kGone) secrets_.push_back(Payload(id, "v1-int8"));
   ASSERT_OK(TrainAll(2));
   CollectHead();
   ASSERT_OK(Checkpoint("b"));
@@ -133,7 +135,7 @@ TEST_P(PurgeTest, LeavesNoBytesBehindAndEverythingElseAsItWas) {
   const auto result = shard->Purge({1, 1});
   ASSERT_OK(result);
   EXPECT_EQ(result->blocks, std::size(kGone));
-  EXPECT_EQ(result->cuts, 4u);  // checkpoints a, b, c and version v1
+  EXPECT_EQ(result->cuts, 5u);  // checkpoints a, b, c and versions v1, v1-int8
   ExpectGone();
   EXPECT_EQ(KeptPayloads(), head);
   EXPECT_EQ(KeptPayloads("v1"), v1);

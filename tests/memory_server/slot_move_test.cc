@@ -328,7 +328,48 @@ TEST(SlotMove, AVersionTravelsAsItsDifferenceFromAnother) {
     ASSERT_OK(cluster.mover("m2").Install(merge->get()));
     base = version.version;
   }
-  EXPECT_EQ(cluster.shard("m2").ListVersions(), (Names{"v0", "v1", "v2"}));
+  EXPECT_EQ(cluster.shard("m2").ListVersions(), (std::vector<BankVersion>{{"v0"}, {"v1"}, {"v2"}}));
+}
+
+// An int8 version travels as it is, and as a difference from another int8 version only.
+TEST(SlotMove, VersionsKeepTheirForm) {
+  Cluster cluster("forms");
+  ASSERT_OK(cluster.Begin(1));
+  ASSERT_OK(cluster.Step(1, cluster.Blocks()));
+  ASSERT_OK(cluster.Checkpoint("c1", 1));
+  ASSERT_OK(cluster.Step(2, {{2, 0}}));
+  ASSERT_OK(cluster.Checkpoint("c2", 2));
+  Shard& owner = cluster.shard("m0");
+  ASSERT_OK(owner.Publish("c1", "v1"));
+  ASSERT_OK(owner.Publish("c1", "v1-int8", PayloadType::kI8Rows));
+  ASSERT_OK(owner.Publish("c2", "v2-int8", PayloadType::kI8Rows));
+  const SlotSet slots = cluster.map().SlotsOf("m0");
+  const auto ignore = [](BlockId, auto, auto) { return absl::OkStatus(); };
+  EXPECT_CODE(cluster.mover("m0").ExportVersion("v2-int8", slots, "v1", ignore), kFailedPrecondition, "payloads of different forms");
+
+  const SlotSourceState source = cluster.mover("m0").State();
+  ASSERT_EQ(source.versions.size(), 3u);
+  std::map<PayloadType, std::string> bases;
+  for (const MergeSource& version : source.versions) {
+    if (version.version == "v2-int8") EXPECT_CODE(cluster.mover("m2").BeginMerge(version, slots, "v1"), kFailedPrecondition, "different forms");
+    const auto merge = cluster.mover("m2").BeginMerge(version, slots, bases[version.payload]);
+    ASSERT_OK(merge);
+    int blocks = 0;
+    ASSERT_OK(cluster.mover("m0").ExportVersion(version.version, slots, bases[version.payload], [&](BlockId id, auto weights, auto state) {
+      ++blocks;
+      return (*merge)->Add(id, weights, state);
+    }));
+    EXPECT_EQ(blocks, version.version == "v2-int8" ? 1 : 5) << version.version;
+    ASSERT_OK((*merge)->Finish());
+    EXPECT_EQ((*merge)->digest(), version.digest) << version.version;
+    ASSERT_OK(cluster.mover("m2").Install(merge->get()));
+    bases[version.payload] = version.version;
+  }
+  EXPECT_EQ(cluster.shard("m2").ListVersions(), owner.ListVersions());
+  MergeSource other = source.versions[0];
+  other.payload = PayloadType::kI8Rows;  // v1, published in another form elsewhere
+  EXPECT_FALSE(cluster.mover("m2").Holds(other, slots));
+  EXPECT_CODE(cluster.mover("m2").BeginMerge(other, slots), kFailedPrecondition, "payloads of another form");
 }
 
 // Random steps, checkpoints, moves that end anywhere, and crashes, against a table of counts.

@@ -58,7 +58,11 @@ class ShardMemoryClient : public MemoryClient {
     }
     return status;
   }
-  absl::StatusOr<std::vector<std::string>> ListVersions(std::chrono::milliseconds) override { return shards_[0]->Status().versions; }
+  absl::StatusOr<std::vector<std::string>> ListVersions(std::chrono::milliseconds) override {
+    std::vector<std::string> names;
+    for (const BankVersion& version : shards_[0]->ListVersions()) names.push_back(version.name);
+    return names;
+  }
 
   absl::Status Fetch(absl::Span<BlockFetch> blocks, const FetchOptions& options) override {
     for (BlockFetch& block : blocks) {
@@ -71,8 +75,10 @@ class ShardMemoryClient : public MemoryClient {
       unchanged_blocks_ += read.unchanged;
       fetched_blocks_ += 1;
       if (read.unchanged) continue;
-      std::memcpy(block.destination.data(), read.payload->data(), block.destination.size());
-      fetched_bytes_ += block.destination.size();
+      if (read.type != PayloadType::kBank && !options.int8) return FailedPrecondition("block {} comes as int8", ToString(block.id));
+      block.payload = read.type;
+      std::memcpy(block.destination.data(), read.payload->data(), read.payload->size());
+      fetched_bytes_ += read.payload->size();
     }
     return absl::OkStatus();
   }
@@ -150,8 +156,8 @@ class ShardMemoryClient : public MemoryClient {
     return OnAll("Rewind", [&](Shard& shard) { return shard.Rewind(step); });
   }
   absl::StatusOr<std::vector<CheckpointInfo>> ListCheckpoints() override { return shards_[0]->ListCheckpoints(); }
-  absl::Status Publish(const std::string& checkpoint_id, const std::string& version) override {
-    return OnAll("Publish", [&](Shard& shard) { return shard.Publish(checkpoint_id, version); });
+  absl::Status Publish(const std::string& checkpoint_id, const std::string& version, PayloadType payload = PayloadType::kBank) override {
+    return OnAll("Publish", [&](Shard& shard) { return shard.Publish(checkpoint_id, version, payload); });
   }
   ClientTraffic traffic() const override { return {fetched_bytes_, pushed_bytes_, fetched_blocks_, unchanged_blocks_}; }
 

@@ -35,7 +35,7 @@ BankSpec Spec() {
 // the fault.
 class FaultyServer final : public v1::MemoryService::Service {
  public:
-  enum class Fault { kNone, kFlippedBit, kWrongBlock, kTooLong, kTooShort, kDies, kWrongSize, kRefusesPush };
+  enum class Fault { kNone, kFlippedBit, kWrongBlock, kTooLong, kTooShort, kDies, kWrongSize, kOtherForm, kRefusesPush };
 
   grpc::Status GetManifest(grpc::ServerContext*, const v1::GetManifestRequest*, v1::Manifest* reply) override {
     ++manifests;
@@ -62,6 +62,7 @@ class FaultyServer final : public v1::MemoryService::Service {
       if (target && now == Fault::kTooLong) payload += "x";
       if (target && now == Fault::kTooShort) payload.pop_back();
       if (target && now == Fault::kWrongSize) first.mutable_header()->set_total_bytes(3);
+      if (target && now == Fault::kOtherForm) first.mutable_header()->set_payload(v1::PAYLOAD_TYPE_I8_ROWS);
       first.set_data(payload.substr(0, 1000));
       second.set_data(payload.substr(1000));
       writer->Write(first);
@@ -172,6 +173,15 @@ TEST_F(MemoryClientTest, AnAnswerThatDoesNotFitTheQuestionIsDataLoss) {
     EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
     EXPECT_THAT(std::string(status.message()), HasSubstr(address_));
   }
+}
+
+TEST_F(MemoryClientTest, AnAnswerInAnotherFormIsRefused) {
+  auto client = Connect();
+  service_.faulty_calls = 1000;
+  service_.fault = Fault::kOtherForm;
+  const absl::Status status = Fetch(*client);
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("block 1/2 comes as int8, which this caller does not read"));
 }
 
 TEST_F(MemoryClientTest, AServerThatGoesAwayInTheMiddleIsAskedAgainForTheRest) {

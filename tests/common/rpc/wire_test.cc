@@ -30,6 +30,11 @@ TEST(Wire, SpecsKeepTheirHash) {
   }
 }
 
+TEST(Wire, PayloadTypesComeBackAsThemselves) {
+  for (const PayloadType type : {PayloadType::kBank, PayloadType::kI8Rows}) EXPECT_EQ(FromProto(ToProto(type)).value(), type);
+  EXPECT_EQ(FromProto(static_cast<v1::PayloadType>(2)).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST(Wire, BadSpecsAreRefused) {
   v1::BankSpec good;
   ToProto(Spec(), &good);

@@ -8,6 +8,7 @@
 #include <map>
 #include <random>
 
+#include "common/bank/block_init.h"
 #include "common/bank/block_layout.h"
 #include "common/bank/slot_map_source.h"
 #include "common/client/memory_client.h"
@@ -110,14 +111,18 @@ class SlotsTest : public ::testing::Test {
 
   // The counts of all blocks of level 2, by value: {7: 64} when every block has counted 7 steps.
   static std::map<float, int> Counts(MemoryClient* client, const FetchOptions& options = {}) {
-    std::vector<std::vector<float>> values(kClusters, std::vector<float>(Spec().BlockElements(2)));
+    std::vector<std::vector<uint8_t>> payloads(kClusters, std::vector<uint8_t>(Spec().BlockBytes(2)));
     std::vector<BlockFetch> blocks;
-    for (uint32_t cluster = 0; cluster < kClusters; ++cluster)
-      blocks.push_back({{2, cluster}, absl::MakeSpan(reinterpret_cast<uint8_t*>(values[cluster].data()), values[cluster].size() * 4)});
+    for (uint32_t cluster = 0; cluster < kClusters; ++cluster) blocks.push_back({{2, cluster}, absl::MakeSpan(payloads[cluster])});
     const absl::Status status = client->Fetch(absl::MakeSpan(blocks), options);
     EXPECT_TRUE(status.ok()) << status;
     std::map<float, int> counts;
-    for (const auto& block : values) ++counts[block[FfnLayer(Spec(), 2, 0).down]];
+    std::vector<float> values(Spec().BlockElements(2));
+    for (const BlockFetch& block : blocks) {
+      if (block.payload == PayloadType::kBank) DecodePayload(block.destination, DType::kF32, absl::MakeSpan(values));
+      else DequantisePayload(Spec(), 2, block.destination.subspan(0, PayloadBytes(Spec(), 2, block.payload)), absl::MakeSpan(values));
+      ++counts[std::round(values[FfnLayer(Spec(), 2, 0).down] * 1000) / 1000];  // int8 is off by the rounding of a scale
+    }
     return counts;
   }
 
@@ -408,16 +413,19 @@ TEST_F(SlotsTest, ReplicasServeVersionsWhileTheOwnerIsAway) {
     if (step == 1) continue;
     ASSERT_OK(Checkpoint(step));
     ASSERT_OK(trainer_->Publish(fmt::format("c{}", step), fmt::format("v{}", step)));
+    ASSERT_OK(trainer_->Publish(fmt::format("c{}", step), fmt::format("v{}-int8", step), PayloadType::kI8Rows));
     if (step == 2) ASSERT_OK(replica.Start());
   }
   const auto source = OpenSlotMapFile(map_path_);
   ASSERT_OK((*source)->Replace(*(*source)->Load()->WithReplicas("m0", {replica.address()})));
   const auto reader = Connect();
   ASSERT_NE(reader, nullptr);
-  FetchOptions newest, older;
+  FetchOptions newest, older, as_int8;
+  as_int8.bank_version = "v3-int8";
+  as_int8.int8 = true;
   newest.bank_version = "v3";
   older.bank_version = "v2";
-  for (int i = 0; i < 500 && !Ask(replica.address(), {2, 0}, "v3").ok(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  for (int i = 0; i < 500 && !Ask(replica.address(), {2, 0}, "v3-int8").ok(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(20));
   const absl::Status head = Ask(replica.address(), {2, 0});
   EXPECT_THAT(std::string(head.message()), ::testing::HasSubstr("replica of \"m0\""));
 
@@ -432,9 +440,10 @@ TEST_F(SlotsTest, ReplicasServeVersionsWhileTheOwnerIsAway) {
   EXPECT_LT(dead, 5);
   EXPECT_LT(next, 1);
   EXPECT_LT(rolled_back, 1);
+  seconds_of(as_int8, 3);
   const auto listed = reader->ListVersions(std::chrono::seconds(10));
   ASSERT_TRUE(listed.ok()) << listed.status();
-  EXPECT_EQ(*listed, (std::vector<std::string>{"v2", "v3"})) << "the replica says it";
+  EXPECT_EQ(*listed, (std::vector<std::string>{"v2", "v2-int8", "v3", "v3-int8"})) << "the replica says it";
   Server("m1").Signal(SIGKILL);  // it has no replica
   const absl::Status unsaid = reader->ListVersions(std::chrono::seconds(3)).status();
   EXPECT_THAT(std::string(unsaid.message()), ::testing::HasSubstr("memory server m1 at"));

@@ -148,7 +148,7 @@ def check_terminate(directory):
         assert status["head_step"] == STEPS and status["touched_blocks"] > 0, status
         published = json.loads(membank("bank", "publish", "--slot-map", servers.slot_map, "--version", "v1", "--json").stdout)
         assert published["checkpoint"] == finished["checkpoint"], (published, finished)
-        assert json.loads(membank("bank", "status", "--slot-map", servers.slot_map, "--json").stdout)["versions"] == ["v1"]
+        assert json.loads(membank("bank", "status", "--slot-map", servers.slot_map, "--json").stdout)["versions"] == [{"name": "v1", "dtype": "F32"}]
         missing = membank("bank", "publish", "--slot-map", servers.slot_map, "--checkpoint", "none-such", "--version", "v2", expect=1)
         assert "none-such" in missing.stderr, missing.stderr
     print(f"ok  SIGTERM after step {summary['steps_done']}: checkpoint, exit 0, resumed, published")

@@ -41,7 +41,7 @@ class Cluster:
 
     def __init__(self, directory):
         self.directory = pathlib.Path(directory)
-        self.running = {}
+        self.running, self.ready = {}, {}
 
     def start(self, name, program, *arguments):
         ready = self.directory / f"{name}.ready"
@@ -54,7 +54,8 @@ class Cluster:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"{name} did not start:\n{(self.directory / f'{name}.log').read_text()[-3000:]}")
             time.sleep(0.05)
-        return json.loads(ready.read_text())
+        self.ready[name] = json.loads(ready.read_text())
+        return self.ready[name]
 
     def kill(self, name):
         process = self.running.pop(name)
@@ -153,14 +154,52 @@ def train_through_a_crash(cluster, directory, ports):
     print(f"ok  trained {len(steps)} steps, all processes killed after step {killed_at}")
 
 
+def losses(directory, router):
+    membank("eval", "loss", "--router", router, "--pages", directory / "pages.jsonl", "--modes", "fetched,generic,other,none", "--json",
+            directory / "loss.json")
+    return {mode: row["loss"] for mode, row in json.loads((directory / "loss.json").read_text())["modes"].items()}
+
+
 def check_memory_learned(directory, router):
-    losses = membank("eval", "loss", "--router", router, "--pages", directory / "pages.jsonl", "--modes", "fetched,generic,other,none", "--json",
-                     directory / "loss.json")
-    figures = {mode: row["loss"] for mode, row in json.loads((directory / "loss.json").read_text())["modes"].items()}
+    figures = losses(directory, router)
     assert figures["fetched"] < 0.7 * figures["none"], figures
     assert figures["fetched"] < figures["other"], figures
     assert figures["none"] > math.log(64), f"a random anchor cannot know the documents: {figures}"
     print(f"ok  loss {figures}")
+    return figures
+
+
+def sent_bytes(cluster):
+    """Payload bytes that the memory servers have sent since they started."""
+    total = 0
+    for name in SERVERS:
+        with urllib.request.urlopen(f"http://{cluster.ready[name]['admin']}/metrics", timeout=30 * TIME_SCALE) as reply:
+            lines = reply.read().decode().splitlines()
+        total += sum(float(line.split()[-1]) for line in lines if line.startswith("membank_memory_fetched_bytes_total"))
+    return total
+
+
+def stored_bytes(directory, version):
+    return sum(file.stat().st_size for name in SERVERS for file in (directory / name / "versions" / version).rglob("*.sst"))
+
+
+def check_int8(cluster, directory, router, whole, whole_sent):
+    """The same checkpoint published as int8 and served instead: a quarter of the bytes, nearly the same scores."""
+    membank("bank", "publish", "--slot-map", directory / "slots.json", "--version", "v1-int8", "--dtype", "int8")
+    versions = json.loads(membank("bank", "status", "--slot-map", directory / "slots.json", "--json").stdout)["versions"]
+    assert versions == [{"name": "v1", "dtype": "F32"}, {"name": "v1-int8", "dtype": "I8_ROWS"}], versions
+    before = sent_bytes(cluster)
+    membank("bank", "use", "v1-int8", "--router", router)
+    figures = losses(directory, router)
+    sent, stored = sent_bytes(cluster) - before, [stored_bytes(directory, version) for version in ("v1-int8", "v1")]
+    membank("bank", "use", "v1", "--router", router)
+    assert figures["none"] == whole["none"], (figures, whole)
+    for mode in ("fetched", "generic", "other"):
+        assert figures[mode] != whole[mode], f"{mode}: the worker does not compute with int8 blocks"
+        assert abs(figures[mode] - whole[mode]) < 0.02 * whole["none"], (figures, whole)
+    assert sent < 0.3 * whole_sent and stored[0] < 0.3 * stored[1], (sent, whole_sent, stored)
+    print(f"ok  int8: loss {figures['fetched']:.4f} instead of {whole['fetched']:.4f}, {sent:.0f} bytes sent instead of {whole_sent:.0f}, "
+          f"{stored[0]} on disk instead of {stored[1]}")
 
 
 def check_http(base):
@@ -190,11 +229,13 @@ def main():
         ports = prepare(directory)
         train_through_a_crash(cluster, directory, ports)
         membank("bank", "publish", "--slot-map", directory / "slots.json", "--checkpoint", "latest", "--version", "v1")
+        sent_before = sent_bytes(cluster)
         worker = cluster.start("worker", "membank-worker", "--anchor", directory / "anchor", "--slot-map", directory / "slots.json", "--bank-version",
                                "v1", "--dtype", "fp32", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
         router = cluster.start("router", "membank-router", "--worker", worker["listen"], "--tree", directory / "corpus/tree.safetensors",
                                "--embedder", EMBEDDER, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
-        check_memory_learned(directory, router["listen"])
+        figures = check_memory_learned(directory, router["listen"])
+        check_int8(cluster, directory, router["listen"], figures, sent_bytes(cluster) - sent_before)
         before = check_http(f"http://{router['http']}")
         cluster.kill("m0")   # a shard dies and comes back: the published version is served again, unchanged
         cluster.start("m0", "membank-memory-server", *server_arguments(directory, "m0", ports))

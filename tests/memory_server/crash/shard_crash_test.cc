@@ -79,6 +79,7 @@ std::vector<Operation> Operations() {
       {"prepare c4", [](ShardFixture& f) { return f.shard->PrepareCheckpoint("c4", 3); }, {2, 3}, {3, 6}},
       {"commit c4", [](ShardFixture& f) { return f.shard->CommitCheckpoint("c4", 2); }, {3, 6}, {3, 6}},
       {"publish", [](ShardFixture& f) { return f.shard->Publish("c4", "v1"); }, {3, 6}, {3, 6}},
+      {"publish as int8", [](ShardFixture& f) { return f.shard->Publish("c4", "v1-int8", PayloadType::kI8Rows); }, {3, 6}, {3, 6}},
       {"step 4", [](ShardFixture& f) { return f.Train(4, {{{1, 0}, 4}, {kPurged, kSecret}}); }, {3, 6}, {4, 10}},
       {kPurge, [](ShardFixture& f) { return f.shard->Purge({1, 1}).status(); }, {3, 6}, {4, 10}},
       {"restore c2", [](ShardFixture& f) { return f.shard->RestoreCheckpoint("c2"); }, {2, 3}, {2, 3}},
@@ -158,7 +159,7 @@ class ShardCrashTest : public ::testing::TestWithParam<Durability> {
       ASSERT_OK(damage);
       ASSERT_TRUE(damage->empty()) << info.id << ": " << damage->front();
     }
-    for (const std::string& version : fixture.shard->ListVersions()) ASSERT_OK(fixture.shard->ReadVersion(version, {1, 0}));
+    for (const BankVersion& version : fixture.shard->ListVersions()) ASSERT_OK(fixture.shard->ReadVersion(version.name, {1, 0}));
     for (const char* directory : {"/checkpoints", "/versions"})
       for (const auto& entry : std::filesystem::directory_iterator(fixture.options.data_directory + directory))
         ASSERT_NE(entry.path().filename().string()[0], '.') << entry.path() << " was left lying about";

@@ -312,7 +312,7 @@ TEST_F(MemoryServiceTest, CheckpointPublishAndRestore) {
   EXPECT_FALSE(client_->Publish("cut", "v1").ok());  // not committed yet
   ASSERT_OK(client_->CommitCheckpoint("cut"));
   ASSERT_OK(client_->Publish("cut", "v1"));
-  EXPECT_EQ(client_->GetStatus()->versions, std::vector<std::string>{"v1"});
+  EXPECT_EQ(client_->GetStatus()->versions, std::vector<BankVersion>{{"v1"}});
   ASSERT_OK(Step(2, {2, 9}, 5));
 
   Fetched live = Want(spec_, {{2, 9}, {2, 10}}), published = Want(spec_, {{2, 9}, {2, 10}});
@@ -332,6 +332,41 @@ TEST_F(MemoryServiceTest, CheckpointPublishAndRestore) {
   ASSERT_OK(client_->Fetch(absl::MakeSpan(live.blocks), {}));
   EXPECT_EQ(Count(live, 0), 4);
   EXPECT_EQ(client_->GetStatus()->head_step, 1u);
+}
+
+TEST_F(MemoryServiceTest, AnInt8VersionTravelsAsInt8) {
+  ASSERT_OK(client_->BeginRun(SgdRun()));
+  ASSERT_OK(Step(1, {2, 9}, 4));
+  ASSERT_OK(client_->PrepareCheckpoint("cut", 1));
+  ASSERT_OK(client_->CommitCheckpoint("cut"));
+  ASSERT_OK(client_->Publish("cut", "v1"));
+  ASSERT_OK(client_->Publish("cut", "v1-int8", PayloadType::kI8Rows));
+  EXPECT_EQ(client_->GetStatus()->versions, (std::vector<BankVersion>{{"v1"}, {"v1-int8", PayloadType::kI8Rows}}));
+
+  Fetched whole = Want(spec_, {{2, 9}, {2, 10}});
+  FetchOptions options;
+  options.bank_version = "v1";
+  ASSERT_OK(client_->Fetch(absl::MakeSpan(whole.blocks), options));
+  options.bank_version = "v1-int8";
+  Fetched smaller = Want(spec_, {{2, 9}, {2, 10}});
+  EXPECT_THAT(Message(client_->Fetch(absl::MakeSpan(smaller.blocks), options)), HasSubstr("comes as int8, which this caller does not read"));
+
+  options.int8 = true;
+  const uint64_t bytes = PayloadBytes(spec_, 2, PayloadType::kI8Rows), before = client_->traffic().fetched_bytes;
+  ASSERT_OK(client_->Fetch(absl::MakeSpan(smaller.blocks), options));
+  EXPECT_EQ(client_->traffic().fetched_bytes - before, 2 * bytes);
+  for (int i = 0; i < 2; ++i) {
+    std::vector<uint8_t> expected(bytes);
+    const absl::Span<const uint8_t> values(reinterpret_cast<const uint8_t*>(whole.values[i].data()), whole.values[i].size() * sizeof(float));
+    ASSERT_OK(QuantisePayload(spec_, 2, values, absl::MakeSpan(expected)));
+    EXPECT_EQ(smaller.blocks[i].payload, PayloadType::kI8Rows);
+    const absl::Span<uint8_t> payload = smaller.blocks[i].destination.subspan(0, bytes);
+    EXPECT_EQ(std::vector<uint8_t>(payload.begin(), payload.end()), expected) << i;
+  }
+  options.bank_version = "v1";
+  ASSERT_OK(client_->Fetch(absl::MakeSpan(smaller.blocks), options));
+  EXPECT_EQ(smaller.blocks[0].payload, PayloadType::kBank) << "it says what came";
+  EXPECT_EQ(smaller.values, whole.values);
 }
 
 TEST_F(MemoryServiceTest, AWrongSpecHashNamesBoth) {

@@ -42,6 +42,23 @@ TEST_F(BlockLoaderTest, LoadsInOrderAndConverts) {
   EXPECT_EQ(loader().ResidentBlocks(), (std::vector<BlockId>{{1, 1}, {2, 5}}));
 }
 
+TEST_F(BlockLoaderTest, Int8BecomesTheModelsDtype) {
+  memory_.ServeAsInt8();
+  loader({torch::kBFloat16});
+  auto blocks = Load({{2, 5}, {1, 1}});
+  ASSERT_TRUE(blocks.ok()) << blocks.status();
+  for (const BlockHandle& block : *blocks) {
+    const BankSpec& spec = memory_.spec();
+    const std::vector<float> values = FakeMemory::Values(spec, block->id, 1);
+    std::vector<uint8_t> payload(PayloadBytes(spec, block->id.level, PayloadType::kI8Rows));
+    ASSERT_TRUE(QuantisePayload(spec, block->id.level, {reinterpret_cast<const uint8_t*>(values.data()), values.size() * 4}, absl::MakeSpan(payload)).ok());
+    std::vector<float> expected(values.size());
+    DequantisePayload(spec, block->id.level, payload, absl::MakeSpan(expected));
+    EXPECT_TRUE(torch::equal(block->values, torch::tensor(expected).to(torch::kBFloat16))) << ToString(block->id);
+    EXPECT_TRUE(torch::allclose(block->values.to(torch::kFloat), torch::tensor(values), 0, 0.4 / 127 / 2 + 0.4 / 256));
+  }
+}
+
 TEST_F(BlockLoaderTest, ManyWaitersOneFetch) {
   memory_.Hold({1, 0});
   absl::BlockingCounter done(20);

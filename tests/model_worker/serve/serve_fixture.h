@@ -83,6 +83,7 @@ class FakeMemory final : public MemoryClient {
   }
   void Block(BlockId id) { absl::MutexLock lock(&mu_); blocked_.insert(id); }   // served as blocked
   void Zero(BlockId id) { absl::MutexLock lock(&mu_); zero_.insert(id); }       // served, and all its values are zero
+  void ServeAsInt8() { absl::MutexLock lock(&mu_); as_int8_ = true; }
   void SetVersion(uint64_t version) { absl::MutexLock lock(&mu_); version_ = version; }
   int fetches(BlockId id) { absl::MutexLock lock(&mu_); return fetches_[id]; }
   int unchanged() { absl::MutexLock lock(&mu_); return unchanged_; }
@@ -125,6 +126,11 @@ class FakeMemory final : public MemoryClient {
       const std::vector<float> values = Values(spec_, block.id, version);
       if (block.destination.size() != values.size() * 4) return Internal("destination has {} bytes", block.destination.size());
       std::memcpy(block.destination.data(), values.data(), block.destination.size());
+      if (!as_int8_) continue;
+      if (!options.int8) return FailedPrecondition("block {} comes as int8", ToString(block.id));
+      block.payload = PayloadType::kI8Rows;
+      const absl::Span<const uint8_t> bytes(reinterpret_cast<const uint8_t*>(values.data()), values.size() * 4);
+      RETURN_IF_ERROR(QuantisePayload(spec_, block.id.level, bytes, block.destination.subspan(0, PayloadBytes(spec_, block.id.level, block.payload))));
     }
     return absl::OkStatus();
   }
@@ -146,7 +152,7 @@ class FakeMemory final : public MemoryClient {
   absl::Status RestoreCheckpoint(const std::string&) override { return Unimplemented("serving does not train"); }
   absl::Status Rewind(uint64_t) override { return Unimplemented("serving does not train"); }
   absl::StatusOr<std::vector<CheckpointInfo>> ListCheckpoints() override { return std::vector<CheckpointInfo>(); }
-  absl::Status Publish(const std::string&, const std::string&) override { return Unimplemented("serving does not train"); }
+  absl::Status Publish(const std::string&, const std::string&, PayloadType) override { return Unimplemented("serving does not train"); }
   ClientTraffic traffic() const override { return {}; }
 
  private:
@@ -157,6 +163,7 @@ class FakeMemory final : public MemoryClient {
   absl::flat_hash_map<BlockId, int> fetches_ ABSL_GUARDED_BY(mu_);
   uint64_t version_ ABSL_GUARDED_BY(mu_) = 1;
   int unchanged_ ABSL_GUARDED_BY(mu_) = 0;
+  bool as_int8_ ABSL_GUARDED_BY(mu_) = false;
   std::string last_bank_version_ ABSL_GUARDED_BY(mu_);
 };
 
