@@ -3,13 +3,24 @@
 // before every write, and a write that finds none waits for it: half a minute, then it fails.
 #pragma once
 
+#include <string>
+
+#include "absl/status/status.h"
+
 namespace rocksdb {
 class Env;
 }
 
 namespace membank {
 
-// One for the process; files of all stores.
-rocksdb::Env* PatientEnv();
+enum class Durable : bool {
+  kWhenSynced,
+  kLater,  // a sync only starts the writing: for many files that are then made durable together, by SyncFile
+};
+
+// One of each kind for the process; files of all stores.
+rocksdb::Env* PatientEnv(Durable durable = Durable::kWhenSynced);
+
+absl::Status SyncFile(const std::string& path);
 
 }  // namespace membank
