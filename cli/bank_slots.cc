@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cli/command.h"
+#include "cli/connect.h"
 #include "common/base/status_macros.h"
 #include "common/client/slot_transfer.h"
 #include "common/rpc/slot_map_location.h"
@@ -210,9 +211,7 @@ void AddBankSlotsCommand(CLI::App* bank) {
   replicas->add_option("--replica", command->servers, "address of a server started with --replica-of, once per replica; none: it has no replicas");
   for (CLI::App* app : {init, list, plan, rebalance, move, replicas}) {
     if (app != init) app->add_option("--slot-map", command->slot_map, fmt::format("slot map of servers and clients: {}", kSlotMapLocations))->required();
-    app->add_option("--tls-certificate", command->tls.certificate, "PEM certificate of an administrator");
-    app->add_option("--tls-key", command->tls.key, "PEM private key of the certificate");
-    app->add_option("--tls-authority", command->tls.authority, "PEM authorities of the servers' and etcd's certificates; empty: no TLS");
+    AddTlsOptions(app, "the servers' and etcd's", &command->tls);
     if (app != init && app != replicas) app->add_flag("--json", command->json, "for scripts");
   }
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cli/command.h"
+#include "cli/connect.h"
 #include "common/base/status_macros.h"
 #include "common/client/router_client.h"
 #include "common/client/version_switch.h"
@@ -73,9 +74,7 @@ void AddBankUseCommand(CLI::App* bank) {
   group->add_option("--router", command->router, "gRPC address of a router: all its workers");
   group->add_option("--worker", command->workers, "gRPC address of a worker, once per worker");
   group->require_option(1);
-  use->add_option("--tls-certificate", command->tls.certificate, "PEM certificate that says who you are");
-  use->add_option("--tls-key", command->tls.key, "PEM private key of the certificate");
-  use->add_option("--tls-authority", command->tls.authority, "PEM authorities of the workers' and the router's certificates; empty: no TLS");
+  AddTlsOptions(use, "the workers' and the router's", &command->tls);
   use->add_flag("--json", command->json, "for scripts");
 }
 

@@ -5,15 +5,19 @@
 
 namespace membank {
 
+void AddTlsOptions(CLI::App* command, std::string_view whose, TlsFiles* tls) {
+  command->add_option("--tls-certificate", tls->certificate, "PEM certificate that says who you are; its names decide what you may do");
+  command->add_option("--tls-key", tls->key, "PEM private key of the certificate");
+  command->add_option("--tls-authority", tls->authority, fmt::format("PEM authorities of {} certificates; empty: no TLS", whose));
+}
+
 void MemoryServers::AddOptions(CLI::App* command) {
   auto* group = command->add_option_group("memory servers", "where the bank is");
   const auto exists = [](const std::string& location) { return IsEtcdLocation(location) ? "" : CLI::ExistingFile(location); };
   group->add_option("--slot-map", slot_map, fmt::format("slot map, as `membank bank slots init` makes it: {}", kSlotMapLocations))->check(exists);
   group->add_option("--memory-servers", servers, "addresses host:port,host:port: a striped slot map in this order")->delimiter(',');
   group->require_option(1);
-  command->add_option("--tls-certificate", tls.certificate, "PEM certificate that says who you are; its names decide what you may do");
-  command->add_option("--tls-key", tls.key, "PEM private key of the certificate");
-  command->add_option("--tls-authority", tls.authority, "PEM authorities of the servers' certificates; empty: no TLS");
+  AddTlsOptions(command, "the servers'", &tls);
 }
 
 MemoryClientOptions MemoryServers::Options() const {

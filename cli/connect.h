@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "CLI/CLI.hpp"
@@ -11,13 +12,16 @@
 
 namespace membank {
 
+// --tls-certificate, --tls-key, --tls-authority; `whose`: certificates that the authorities vouch for ("the servers'").
+void AddTlsOptions(CLI::App* command, std::string_view whose, TlsFiles* tls);
+
 struct MemoryServers {
   std::string slot_map;
   std::vector<std::string> servers;
 
   TlsFiles tls;
 
-  // --slot-map FILE or etcd://... | --memory-servers a,b. Exactly one must be given. And --tls-certificate, --tls-key, --tls-authority.
+  // --slot-map FILE or etcd://... | --memory-servers a,b. Exactly one must be given. And AddTlsOptions().
   void AddOptions(CLI::App* command);
   MemoryClientOptions Options() const;
   absl::StatusOr<std::unique_ptr<MemoryClient>> Connect() const;

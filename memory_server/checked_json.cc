@@ -30,8 +30,9 @@ absl::Status WriteCheckedJson(const std::string& path, const Json& object) { ret
 
 absl::StatusOr<Json> ReadCheckedJson(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  Json object = ParseJson(text).value_or(Json());
-  if (!object.is_object()) return DataLoss("{} is damaged: not a JSON object", path);
+  absl::StatusOr<Json> parsed = ParseJsonObject(text, "it");
+  if (!parsed.ok()) return DataLoss("{} is damaged: {}", path, std::string(parsed.status().message()));
+  Json& object = *parsed;
   const auto stored = object.find(kChecksum);
   if (stored == object.end() || !stored->is_number_unsigned())
     return DataLoss("{} has no checksum \"{}\": it is damaged, or of a build before 2026-11-23, whose data directories cannot be opened", path, kChecksum);

@@ -55,9 +55,8 @@ rocksdb::Options MakeOptions(StoreAccess access) {
 // A batch on its way into the database: large values as table files beside it, one each, the rest as writes.
 class PreparedBatch {
  public:
-  PreparedBatch(const std::string& directory, const rocksdb::Options& options) : directory_(directory), options_(options) {
-    options_.env = PatientEnv(Durable::kLater);
-  }
+  // `options`: of the table files.
+  PreparedBatch(const std::string& directory, const rocksdb::Options& options) : directory_(directory), options_(options) {}
 
   // Keys ascend. The disk writes one file while the next one is made; all are durable in the end.
   rocksdb::Status Make(const std::vector<const BlockStore::Write*>& writes) {
@@ -103,7 +102,7 @@ class PreparedBatch {
   }
 
   const std::string& directory_;
-  rocksdb::Options options_;
+  const rocksdb::Options& options_;
   std::string joined_;
   std::vector<std::string> files_, file_keys_;
   rocksdb::WriteBatch small_;
@@ -112,7 +111,9 @@ class PreparedBatch {
 class Store : public BlockStore {
  public:
   Store(const std::string& directory, const rocksdb::Options& options, std::unique_ptr<rocksdb::DB> db, bool writable)
-      : directory_(directory), options_(options), writable_(writable), db_(std::move(db)) {}
+      : directory_(directory), ingest_options_(options), writable_(writable), db_(std::move(db)) {
+    ingest_options_.env = PatientEnv(Durable::kLater);
+  }
 
   absl::Status Put(std::string_view key, absl::Span<const uint8_t> value) override {
     const Write write{std::string(key), {value}};
@@ -129,7 +130,7 @@ class Store : public BlockStore {
     std::vector<const Write*> writes;
     for (const Write& write : batch) writes.push_back(&write);
     std::sort(writes.begin(), writes.end(), [](const Write* a, const Write* b) { return a->key < b->key; });
-    PreparedBatch prepared(directory_, options_);
+    PreparedBatch prepared(directory_, ingest_options_);
     const rocksdb::Status made = prepared.Make(writes);
     if (!made.ok()) {
       prepared.RemoveFiles();
@@ -269,7 +270,7 @@ class Store : public BlockStore {
   }
 
   const std::string directory_;
-  const rocksdb::Options options_;
+  rocksdb::Options ingest_options_;  // of the table files that come in
   const bool writable_;
   const std::unique_ptr<rocksdb::DB> db_;
   absl::Mutex replace_mu_;  // shared by readers while they find their table; a few milliseconds of a writer

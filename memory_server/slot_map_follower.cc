@@ -4,6 +4,7 @@
 #include "common/base/status_macros.h"
 
 namespace membank {
+
 SlotMapFollower::SlotMapFollower(std::unique_ptr<SlotMapSource> source, SlotMover* mover)
     : source_(std::move(source)), mover_(mover), watch_([this] { Watch(); }) {}
 

@@ -8,6 +8,7 @@
 namespace membank {
 
 uint32_t CopyAndExtendCrc32cAvx512(uint32_t crc, uint8_t* to, const uint8_t* from, size_t size);  // crc32c_avx512.cc
+uint32_t Crc32cOneStream(uint32_t inverted, const uint8_t* p, size_t size);                        // below; used there, too
 
 namespace {
 
@@ -46,15 +47,6 @@ uint32_t Shift(const ShiftTable& table, uint32_t crc) {
   return table[0][crc & 0xff] ^ table[1][(crc >> 8) & 0xff] ^ table[2][(crc >> 16) & 0xff] ^ table[3][crc >> 24];
 }
 
-// Of the bit-inverted checksum.
-uint32_t OneStream(uint32_t inverted, const uint8_t* p, size_t size) {
-  uint64_t c = inverted;
-  for (; size >= 8; size -= 8, p += 8) c = _mm_crc32_u64(c, Load64(p));
-  uint32_t last = static_cast<uint32_t>(c);
-  for (; size > 0; --size, ++p) last = _mm_crc32_u8(last, *p);
-  return last;
-}
-
 uint32_t WithSse42(uint32_t crc, uint8_t* to, const uint8_t* p, size_t size) {
   static const ShiftTable table = MakeShiftTable();
   uint64_t c0 = ~crc;
@@ -75,7 +67,7 @@ uint32_t WithSse42(uint32_t crc, uint8_t* to, const uint8_t* p, size_t size) {
     size -= 3 * kStride;
   }
   if (to != nullptr && size > 0) std::memcpy(to, p, size);
-  return ~OneStream(static_cast<uint32_t>(c0), p, size);
+  return ~Crc32cOneStream(static_cast<uint32_t>(c0), p, size);
 }
 
 constexpr Crc32cWay kWays[kCrc32cWays] = {
@@ -89,6 +81,14 @@ const Crc32cWay& Best() {
 }
 
 }  // namespace
+
+uint32_t Crc32cOneStream(uint32_t inverted, const uint8_t* p, size_t size) {
+  uint64_t c = inverted;
+  for (; size >= 8; size -= 8, p += 8) c = _mm_crc32_u64(c, Load64(p));
+  uint32_t last = static_cast<uint32_t>(c);
+  for (; size > 0; --size, ++p) last = _mm_crc32_u8(last, *p);
+  return last;
+}
 
 const Crc32cWay& GetCrc32cWay(int i) { return kWays[i]; }
 

@@ -1,5 +1,5 @@
 // CRC32C by carry-less multiplication (Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction", Intel 2009).
-// Compiled for AVX-512 and called only where the CPU has it: everything here is local to the file.
+// Compiled for AVX-512 and called only where the CPU has it: nothing of it is inline elsewhere.
 #include <immintrin.h>
 
 #include <cstddef>
@@ -7,6 +7,9 @@
 #include <cstring>
 
 namespace membank {
+
+uint32_t Crc32cOneStream(uint32_t inverted, const uint8_t* p, size_t size);  // crc32c.cc; of the bit-inverted checksum
+
 namespace {
 
 constexpr size_t kFold = 256;  // bytes in four registers, which are folded onto the next 256 bytes
@@ -18,19 +21,6 @@ constexpr long long Power(int n) {
   return static_cast<long long>(value) << 1;
 }
 constexpr long long kLow = Power(8 * kFold + 32), kHigh = Power(8 * kFold - 32);
-
-// Of the bit-inverted checksum.
-uint32_t Plain(uint32_t inverted, const uint8_t* p, size_t size) {
-  uint64_t c = inverted;
-  for (; size >= 8; size -= 8, p += 8) {
-    uint64_t word;
-    std::memcpy(&word, p, sizeof(word));
-    c = _mm_crc32_u64(c, word);
-  }
-  uint32_t last = static_cast<uint32_t>(c);
-  for (; size > 0; --size, ++p) last = _mm_crc32_u8(last, *p);
-  return last;
-}
 
 template <bool kCopy>
 uint32_t Run(uint32_t inverted, uint8_t* to, const uint8_t* from, size_t size) {
@@ -58,10 +48,10 @@ uint32_t Run(uint32_t inverted, uint8_t* to, const uint8_t* from, size_t size) {
     _mm512_storeu_si512(rest + 64, x1);
     _mm512_storeu_si512(rest + 128, x2);
     _mm512_storeu_si512(rest + 192, x3);
-    inverted = Plain(0, rest, kFold);
+    inverted = Crc32cOneStream(0, rest, kFold);
   }
   if (kCopy && size > at) std::memcpy(to + at, from + at, size - at);
-  return Plain(inverted, from + at, size - at);
+  return Crc32cOneStream(inverted, from + at, size - at);
 }
 
 }  // namespace

@@ -82,12 +82,8 @@ absl::StatusOr<PurgeSummary> AccessClient::Purge(const std::string& text) const 
                    now->slot_map.epoch(), text);
   // After their owners, so that what a replica copies from now on is free of the prefix.
   std::vector<MemoryPeer> replicas;
-  for (const MemoryPeer& peer : topology_->peers) {
-    for (const MemoryReplica& replica : peer.replicas) {
-      replicas.emplace_back().name = replica.name;
-      replicas.back().stub = v1::MemoryService::NewStub(replica.channel);
-    }
-  }
+  for (const MemoryPeer& peer : topology_->peers)
+    for (const MemoryReplica& replica : peer.replicas) replicas.push_back(PeerOf(replica));
   replies.resize(topology_->peers.size() + replicas.size());
   RETURN_IF_ERROR(InParallel(replicas.size(), [&](size_t i) {
     v1::PurgeBlocksReply* const reply = &replies[topology_->peers.size() + i];

@@ -33,6 +33,14 @@ std::vector<std::shared_ptr<grpc::Channel>> ChannelsTo(const std::string& addres
 
 }  // namespace
 
+MemoryPeer PeerOf(const MemoryReplica& replica) {
+  MemoryPeer peer;
+  peer.name = replica.name;
+  peer.channels = {replica.channel};
+  peer.stub = v1::MemoryService::NewStub(replica.channel);
+  return peer;
+}
+
 absl::StatusOr<std::shared_ptr<const MemoryTopology>> MemoryTopology::Load(const MemoryClientOptions& options,
                                                                            const std::shared_ptr<const MemoryTopology>& previous) {
   std::shared_ptr<SlotMapSource> source;

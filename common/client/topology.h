@@ -30,6 +30,9 @@ struct MemoryPeer {
   std::shared_ptr<std::atomic<int64_t>> away_until = std::make_shared<std::atomic<int64_t>>(0);  // Unix ms: until then replicas are asked first
 };
 
+// The replica, to be called by itself.
+MemoryPeer PeerOf(const MemoryReplica& replica);
+
 struct MemoryTopology {
   std::shared_ptr<SlotMapSource> source;  // of slot_map; null when only addresses were given
   SlotMap slot_map;

@@ -13,21 +13,18 @@ namespace {
 constexpr absl::Duration kPatience = absl::Seconds(1);  // with whoever is not the last one to ask
 
 // `last`: there is nobody else to ask; else a refused connection is answer enough.
-absl::Status AskForManifest(v1::MemoryService::Stub& stub, const std::string& name, bool last, absl::Time deadline, v1::Manifest* manifest) {
-  grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(last ? deadline : std::min(deadline, absl::Now() + kPatience)));
-  context.set_wait_for_ready(last);
-  return FromGrpc(stub.GetManifest(&context, v1::GetManifestRequest(), manifest), name);
+absl::Status AskForManifest(const MemoryPeer& peer, bool last, absl::Time deadline, v1::Manifest* manifest) {
+  return CallOnce(peer, last ? deadline : std::min(deadline, absl::Now() + kPatience), last, &v1::MemoryService::Stub::GetManifest,
+                  v1::GetManifestRequest(), manifest);
 }
 
 absl::StatusOr<std::vector<std::string>> VersionsOf(const MemoryPeer& peer, absl::Time deadline) {
   v1::Manifest manifest;
-  absl::Status status = AskForManifest(*peer.stub, peer.name, peer.replicas.empty(), deadline, &manifest);
+  absl::Status status = AskForManifest(peer, peer.replicas.empty(), deadline, &manifest);
   std::string failures;
   for (size_t i = 0; !status.ok() && i < peer.replicas.size(); ++i) {
     failures += fmt::format("{}; ", std::string(status.message()));
-    const std::unique_ptr<v1::MemoryService::Stub> stub = v1::MemoryService::NewStub(peer.replicas[i].channel);
-    status = AskForManifest(*stub, peer.replicas[i].name, i + 1 == peer.replicas.size(), deadline, &manifest);
+    status = AskForManifest(PeerOf(peer.replicas[i]), i + 1 == peer.replicas.size(), deadline, &manifest);
   }
   if (!status.ok()) return absl::Status(status.code(), fmt::format("asked for its versions: {}{}", failures, std::string(status.message())));
   std::vector<std::string> names;

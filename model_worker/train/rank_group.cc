@@ -1,6 +1,5 @@
 #include "model_worker/train/rank_group.h"
 
-
 #include "common/base/json.h"
 #include "common/base/log.h"
 #include "common/base/random_id.h"
