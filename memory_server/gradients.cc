@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "common/bank/gradient_codec.h"
 #include "common/base/status_macros.h"
@@ -100,18 +101,28 @@ Gradient SumContributions(BlockShape shape, std::vector<Gradient> contributions)
   return sum;
 }
 
-double SumOfSquares(BlockShape shape, const Gradient& gradient) {
-  double lanes[kSumLanes] = {};
-  if (gradient.dtype == DType::kBF16) {  // the commonest, without a copy; in the same portions as the others
-    const auto* const values = reinterpret_cast<const uint16_t*>(gradient.bytes.data());
-    const uint64_t portion = RowsAtOnce(shape) * shape.row;
-    for (uint64_t i = 0; i < shape.elements(); i += portion) Loops().add_squares_bf16(std::min(portion, shape.elements() - i), values + i, lanes);
-  } else {
-    ForEachRows(gradient, shape, [&](uint64_t, uint64_t rows, const float* values) { Loops().add_squares(rows * shape.row, values, lanes); });
+void SquareSum::Extend(const Gradient& gradient, uint64_t received) {
+  const UpdateLoops& loops = Loops();
+  if (gradient.dtype == kI8Rows) {  // its scales come first, so nothing is known of any row before
+    if (received < gradient.bytes.size()) return;
+    ForEachRows(gradient, shape_, [&](uint64_t, uint64_t rows, const float* values) { loops.add_squares(rows * shape_.row, values, lanes_); });
+    return;
   }
-  double sum = 0;
-  for (const double lane : lanes) sum += lane;
-  return sum;
+  const uint64_t n = shape_.elements(), there = received / DTypeBytes(gradient.dtype);
+  const uint64_t portion = RowsAtOnce(shape_) * shape_.row;
+  for (uint64_t end; added_ < n && (end = std::min(n, added_ + portion)) <= there; added_ = end) {
+    const uint8_t* const values = gradient.bytes.data() + added_ * DTypeBytes(gradient.dtype);
+    if (gradient.dtype == DType::kBF16) loops.add_squares_bf16(end - added_, reinterpret_cast<const uint16_t*>(values), lanes_);
+    else loops.add_squares(end - added_, reinterpret_cast<const float*>(values), lanes_);
+  }
+}
+
+double SquareSum::Get() const { return std::accumulate(std::begin(lanes_), std::end(lanes_), 0.0); }
+
+double SumOfSquares(BlockShape shape, const Gradient& gradient) {
+  SquareSum sum(shape);
+  sum.Extend(gradient, gradient.bytes.size());
+  return sum.Get();
 }
 
 }  // namespace membank

@@ -20,7 +20,7 @@ namespace membank {
 struct Gradient {
   DType dtype = DType::kF32;  // F32, BF16 or I8_ROWS (common/bank/gradient_codec.h)
   Buffer bytes;
-  std::optional<double> sum_of_squares = std::nullopt;  // computed when it arrived, while the next one was on its way; of sums not known
+  std::optional<double> sum_of_squares = std::nullopt;  // computed while it arrived; of sums not known
 };
 
 using RankGradients = std::map<BlockId, Gradient>;  // one rank's contribution to a step; ascending
@@ -46,7 +46,22 @@ void AddContribution(BlockShape shape, const Gradient& gradient, float* sum);
 // One block's contributions, by rank. A single one is kept as it came; the sum of several is fp32.
 Gradient SumContributions(BlockShape shape, std::vector<Gradient> contributions);
 
-// In double, 16 interleaved lanes joined at the end.
+// The sum of squares of a gradient, also of one that is still arriving: in double, 16 interleaved lanes joined at the end, the same for every
+// way it arrives in. Not finite: some element is NaN or infinite (the squares of floats do not overflow in double).
+class SquareSum {
+ public:
+  SquareSum() = default;
+  explicit SquareSum(BlockShape shape) : shape_(shape) {}
+  // The first `received` bytes of gradient.bytes are there now.
+  void Extend(const Gradient& gradient, uint64_t received);
+  double Get() const;
+
+ private:
+  BlockShape shape_;
+  uint64_t added_ = 0;  // elements
+  double lanes_[kSumLanes] = {};
+};
+
 double SumOfSquares(BlockShape shape, const Gradient& gradient);
 
 }  // namespace membank

@@ -1,5 +1,7 @@
 #include "memory_server/push_call.h"
 
+#include <cstring>
+
 #include "common/bank/gradient_codec.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/raw_message.h"
@@ -23,35 +25,41 @@ absl::StatusOr<DType> FromProto(v1::GradientDType dtype) {
 
 PushCall::PushCall(Shard* shard, grpc::CallbackServerContext* context, grpc::ByteBuffer* response)
     : shard_(shard), context_(context), response_(response), caller_(CallerOf(*context)) {
-  StartRead(ahead_.incoming());
+  StartRead(&message_);
 }
 
+
+// The thread that received a chunk copies and checks it, while it is in its core's cache; what comes meanwhile waits in the transport.
 void PushCall::OnReadDone(bool ok) {
-  if (ahead_.Arrived(ok)) Work();
-}
-
-void PushCall::Work() {
-  while (const auto message = ahead_.Next()) {
-    if (message->ended) return End(Complete());
-    StartRead(ahead_.incoming());
-    const absl::Status status = Receive(message->bytes);
-    if (!status.ok()) return End(status);
-    if (push_ && push_->outcome() != PushOutcome::kAccepted) {  // the rest need not come
-      Acknowledge(push_->outcome());
-      return End(absl::OkStatus());
-    }
+  if (!ok) return End(Complete());
+  const absl::Status status = Receive(message_);
+  message_.Clear();
+  if (!status.ok()) return End(status);
+  if (push_ && push_->outcome() != PushOutcome::kAccepted) {  // the rest need not come
+    Acknowledge(push_->outcome());
+    return End(absl::OkStatus());
   }
+  StartRead(&message_);
 }
 
 absl::Status PushCall::Receive(const grpc::ByteBuffer& message) {
-  return ParseRawMessage(
+  expected_crc_.reset();
+  RETURN_IF_ERROR(ParseRawMessage(
       message, v1::PushChunk::kDataFieldNumber,
       [this](uint32_t field, const std::string& bytes) {
         if (field == v1::PushChunk::kPushFieldNumber) return BeginPush(bytes);
         if (field == v1::PushChunk::kBlockFieldNumber) return BeginBlock(bytes);
+        if (field == v1::PushChunk::kCrc32CFieldNumber) return ExpectCrc(bytes);
         return absl::OkStatus();
       },
-      [this](absl::Span<const uint8_t> piece) { return Append(piece); });
+      [this](absl::Span<const uint8_t> piece) { return Append(piece); }));
+  return in_block_ && copy_.complete() ? EndBlock() : absl::OkStatus();
+}
+
+absl::Status PushCall::ExpectCrc(const std::string& bytes) {
+  if (bytes.size() != sizeof(uint32_t)) return InvalidArgument("crc32c of a push chunk has {} bytes, must have 4", bytes.size());
+  std::memcpy(&expected_crc_.emplace(), bytes.data(), sizeof(uint32_t));
+  return absl::OkStatus();
 }
 
 absl::Status PushCall::BeginPush(const std::string& bytes) {
@@ -82,12 +90,11 @@ absl::Status PushCall::BeginBlock(const std::string& bytes) {
   id_ = membank::FromProto(block.id());
   auto dtype = FromProto(block.dtype());
   if (!dtype.ok()) return Annotate(dtype.status(), "block " + ToString(id_));
-  dtype_ = *dtype;
-  RETURN_IF_ERROR(WithWrongSlot(*shard_, id_, push_->CheckBlock(id_, dtype_, block.total_bytes())));
+  RETURN_IF_ERROR(WithWrongSlot(*shard_, id_, push_->CheckBlock(id_, *dtype, block.total_bytes())));
   RETURN_IF_ERROR(shard_->access().CheckPush(*shard_->access().table(), caller_, id_));
-  buffer_ = Buffer(block.total_bytes());
-  copy_ = CheckedCopy(buffer_.span());
-  expected_crc_ = block.crc32c();
+  gradient_ = {*dtype, Buffer(block.total_bytes())};
+  copy_ = CheckedCopy(gradient_.bytes.span());
+  squares_ = SquareSum(ShapeOf(shard_->spec(), id_.level));
   in_block_ = true;
   return absl::OkStatus();
 }
@@ -96,18 +103,21 @@ absl::Status PushCall::Append(absl::Span<const uint8_t> piece) {
   if (push_ && push_->outcome() != PushOutcome::kAccepted) return absl::OkStatus();
   if (!in_block_) return InvalidArgument("{} bytes of data came outside of a block", piece.size());
   if (!copy_.Append(piece)) return InvalidArgument("block {} got more than its {} bytes", ToString(id_), copy_.size());
-  return copy_.complete() ? EndBlock() : absl::OkStatus();
+  squares_.Extend(gradient_, copy_.received());
+  return absl::OkStatus();
 }
 
 absl::Status PushCall::EndBlock() {
   in_block_ = false;
   ++blocks_;
-  if (copy_.crc() != expected_crc_) {
-    return DataLoss("the gradient of block {} arrived with CRC32C {:08x}, its header says {:08x}; the push does not count", ToString(id_),
-                    copy_.crc(), expected_crc_);
+  if (!expected_crc_.has_value()) return InvalidArgument("the last chunk of block {} has no crc32c of the gradient", ToString(id_));
+  if (copy_.crc() != *expected_crc_) {
+    return DataLoss("the gradient of block {} arrived with CRC32C {:08x}, its sender says {:08x}; the push does not count", ToString(id_),
+                    copy_.crc(), *expected_crc_);
   }
-  total_bytes_ += buffer_.size();
-  return WithWrongSlot(*shard_, id_, push_->AddBlock(id_, dtype_, std::move(buffer_)));
+  total_bytes_ += gradient_.bytes.size();
+  gradient_.sum_of_squares = squares_.Get();
+  return WithWrongSlot(*shard_, id_, push_->AddBlock(id_, std::move(gradient_)));
 }
 
 absl::Status PushCall::Complete() {
@@ -140,10 +150,9 @@ void PushCall::Acknowledge(PushOutcome outcome) {
 }
 
 void PushCall::End(const absl::Status& status) {
-  ahead_.Stop();
   timer_.Done(status);
   push_.reset();
-  buffer_ = Buffer();
+  gradient_ = Gradient();
   Finish(ToGrpc(status));
 }
 

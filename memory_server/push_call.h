@@ -1,12 +1,11 @@
-// One PushGradients call: follows the chunks, copies every gradient once into a buffer of its own, checks it and hands it to the shard while
-// the next chunk is being received. Nothing counts before the last block arrived. Owns itself from construction to the end of the call; the
-// shard outlives it.
+// One PushGradients call: follows the chunks, copies every gradient once into a buffer of its own, checks it and hands it to the shard. Nothing
+// counts before the last block arrived. Owns itself from construction to the end of the call; the shard outlives it.
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "common/rpc/checked_copy.h"
-#include "common/rpc/read_ahead.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/server_callback.h"
 #include "membank/v1/memory.pb.h"
@@ -24,10 +23,10 @@ class PushCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   void OnReadDone(bool ok) override;
   void OnDone() override;
 
-  void Work();
   absl::Status Receive(const grpc::ByteBuffer& message);
   absl::Status BeginPush(const std::string& bytes);
   absl::Status BeginBlock(const std::string& bytes);
+  absl::Status ExpectCrc(const std::string& bytes);
   absl::Status Append(absl::Span<const uint8_t> piece);
   absl::Status EndBlock();
   absl::Status Complete();
@@ -39,18 +38,16 @@ class PushCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   grpc::ByteBuffer* const response_;
   const Caller caller_;
   const RpcTimer timer_{"PushGradients"};
-  ReadAhead ahead_;
-
-  // Of the worker alone.
+  grpc::ByteBuffer message_;  // that is being read
   v1::PushHeader header_;
   std::unique_ptr<GradientPush> push_;  // set by the header
   uint32_t blocks_ = 0;                 // completed
   bool in_block_ = false;
   BlockId id_;
-  DType dtype_ = DType::kF32;
-  uint32_t expected_crc_ = 0;
-  Buffer buffer_;
-  CheckedCopy copy_;  // into buffer_
+  Gradient gradient_;
+  CheckedCopy copy_;    // into gradient_.bytes
+  SquareSum squares_;   // of what has been received
+  std::optional<uint32_t> expected_crc_;  // of the chunk
   uint64_t total_bytes_ = 0;
 };
 

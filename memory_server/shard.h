@@ -121,7 +121,8 @@ class GradientPush {
   // Call before memory for a block is allocated: block in the spec, owned here, not pushed yet, a gradient's dtype, exact size, budget.
   absl::Status CheckBlock(BlockId id, DType dtype, uint64_t bytes);
   // Checks like CheckBlock and refuses NaN and Inf, naming the element. After an error the whole push is dead: Finish repeats it.
-  absl::Status AddBlock(BlockId id, DType dtype, Buffer bytes);
+  // A gradient that does not bring its sum of squares gets it here.
+  absl::Status AddBlock(BlockId id, Gradient gradient);
   // Makes the push count, as a whole.
   absl::StatusOr<PushOutcome> Finish();
 
@@ -130,7 +131,7 @@ class GradientPush {
   GradientPush(Shard* shard, StepId step, uint32_t rank, std::vector<double> sums, uint64_t slot_map_epoch, PushOutcome outcome)
       : shard_(shard), step_(std::move(step)), rank_(rank), sums_(std::move(sums)), slot_map_epoch_(slot_map_epoch), outcome_(outcome) {}
   absl::Status Reserve(BlockId id, uint64_t bytes);
-  absl::Status Add(BlockId id, DType dtype, Buffer bytes);
+  absl::Status Add(BlockId id, Gradient gradient);
 
   Shard* const shard_;
   const StepId step_;

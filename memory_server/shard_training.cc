@@ -249,19 +249,18 @@ absl::Status GradientPush::Reserve(BlockId id, uint64_t bytes) {
   return absl::OkStatus();
 }
 
-absl::Status GradientPush::AddBlock(BlockId id, DType dtype, Buffer bytes) {
+absl::Status GradientPush::AddBlock(BlockId id, Gradient gradient) {
   if (outcome_ != PushOutcome::kAccepted) return absl::OkStatus();
-  if (error_.ok()) error_ = Add(id, dtype, std::move(bytes));
+  if (error_.ok()) error_ = Add(id, std::move(gradient));
   return error_;
 }
 
-absl::Status GradientPush::Add(BlockId id, DType dtype, Buffer bytes) {
-  RETURN_IF_ERROR(CheckBlock(id, dtype, bytes.size()));
+absl::Status GradientPush::Add(BlockId id, Gradient gradient) {
+  RETURN_IF_ERROR(CheckBlock(id, gradient.dtype, gradient.bytes.size()));
   const BlockShape shape = ShapeOf(shard_->spec(), id.level);
-  Gradient gradient{dtype, std::move(bytes)};
-  gradient.sum_of_squares = SumOfSquares(shape, gradient);
-  if (!std::isfinite(*gradient.sum_of_squares))  // the squares of floats do not overflow in double: an element is not finite
-    return Annotate(CheckFinite(dtype, shape, gradient.bytes.span()),
+  if (!gradient.sum_of_squares.has_value()) gradient.sum_of_squares = SumOfSquares(shape, gradient);
+  if (!std::isfinite(*gradient.sum_of_squares))
+    return Annotate(CheckFinite(gradient.dtype, shape, gradient.bytes.span()),
                     fmt::format("block {} pushed by rank {} for step {}", ToString(id), rank_, step_.step));
   gradients_.emplace(id, std::move(gradient));
   return absl::OkStatus();
@@ -354,11 +353,17 @@ double Shard::SumRanks(PendingStep* pending) {
   };
   std::vector<Work> work;
   for (auto& [id, gradients] : contributions) work.push_back({ShapeOf(spec_, id.level), &gradients, &pending->sum[id]});
-  ParallelFor(pool_, work.size(), [&](size_t i) {
-    *work[i].sum = SumContributions(work[i].shape, std::move(*work[i].contributions));
-    const auto& known = work[i].sum->sum_of_squares;  // of a single contribution, since it was pushed
-    work[i].squares = known.has_value() ? *known : SumOfSquares(work[i].shape, *work[i].sum);
-  });
+  const auto add = [](Work& block) {
+    *block.sum = SumContributions(block.shape, std::move(*block.contributions));
+    const auto& known = block.sum->sum_of_squares;  // of a single contribution, since it was pushed
+    block.squares = known.has_value() ? *known : SumOfSquares(block.shape, *block.sum);
+  };
+  std::vector<Work*> several;  // the others are only moved, which is not worth waking a thread
+  for (Work& block : work) {
+    if (block.contributions->size() > 1) several.push_back(&block);
+    else add(block);
+  }
+  ParallelFor(pool_, several.size(), [&](size_t i) { add(*several[i]); });
   double squares = 0;
   for (const Work& block : work) squares += block.squares;
   return squares;

@@ -133,10 +133,16 @@ bool WriteGradient(grpc::ClientWriter<grpc::ByteBuffer>& writer, const BlockGrad
   first.mutable_block()->set_dtype(gradient.dtype == kI8Rows ? v1::GRADIENT_DTYPE_I8_ROWS
                                    : gradient.dtype == DType::kBF16 ? v1::GRADIENT_DTYPE_BF16 : v1::GRADIENT_DTYPE_F32);
   first.mutable_block()->set_total_bytes(gradient.bytes.size());
-  first.mutable_block()->set_crc32c(Crc32c(gradient.bytes.data(), gradient.bytes.size()));
   std::string head = first.SerializeAsString();
+  uint32_t crc = 0;
   for (size_t begin = 0; begin == 0 || begin < gradient.bytes.size(); begin += kChunkBytes) {
     const auto chunk = gradient.bytes.subspan(begin, kChunkBytes);
+    crc = ExtendCrc32c(crc, chunk.data(), chunk.size());  // now in the cache that it is sent from
+    if (begin + chunk.size() == gradient.bytes.size()) {
+      v1::PushChunk last;
+      last.set_crc32c(crc);
+      head += last.SerializeAsString();
+    }
     if (!writer.Write(MakeRawMessage(head, v1::PushChunk::kDataFieldNumber, chunk, loans.Take()))) return false;
     head.clear();
   }

@@ -108,15 +108,15 @@ absl::Status ParseRawMessage(const grpc::ByteBuffer& message, uint32_t bulk_fiel
         RETURN_IF_ERROR(Skip(cursor, 8));
         continue;
       case kFixed32:
-        RETURN_IF_ERROR(Skip(cursor, 4));
-        continue;
+        size = 4;
+        break;
       case kLengthDelimited:
+        if (!cursor.ReadVarint(&size)) return InvalidArgument("field {} of the message is cut off", field);
         break;
       default:
         return InvalidArgument("field {} of the message has wire type {}", field, tag & 7);
     }
-    if (!cursor.ReadVarint(&size)) return InvalidArgument("field {} of the message is cut off", field);
-    if (field == bulk_field) {
+    if (field == bulk_field && (tag & 7) == kLengthDelimited) {
       RETURN_IF_ERROR(cursor.Read(size, bulk));
       continue;
     }

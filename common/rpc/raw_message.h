@@ -19,9 +19,9 @@ namespace membank {
 grpc::ByteBuffer MakeRawMessage(const std::string& small_fields, int bulk_field, absl::Span<const uint8_t> bulk,
                                 std::shared_ptr<const void> owner);
 
-// Walks a message of length-delimited fields: `small` gets every field but `bulk_field` (at most 64 KiB each), `bulk` the pieces of the bulk
-// field in order, as views into the received slices. Fields of other wire types are skipped, as protobuf does with what it does not
-// know. INVALID_ARGUMENT when the bytes are no protobuf message; the callbacks' errors are handed through.
+// Walks a message of length-delimited and fixed32 fields: `small` gets every field but `bulk_field` (at most 64 KiB each; of a fixed32 the four
+// bytes), `bulk` the pieces of the bulk field in order, as views into the received slices. Fields of other wire types are skipped, as protobuf
+// does with what it does not know. INVALID_ARGUMENT when the bytes are no protobuf message; the callbacks' errors are handed through.
 absl::Status ParseRawMessage(const grpc::ByteBuffer& message, uint32_t bulk_field,
                              absl::FunctionRef<absl::Status(uint32_t field, const std::string& bytes)> small,
                              absl::FunctionRef<absl::Status(absl::Span<const uint8_t> piece)> bulk);

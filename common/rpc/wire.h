@@ -10,7 +10,7 @@
 
 namespace membank {
 
-inline constexpr uint32_t kWireVersion = 1;
+inline constexpr uint32_t kWireVersion = 2;
 inline constexpr uint32_t kMaxBlocksPerCall = 65536;
 inline constexpr size_t kChunkBytes = 512 << 10;  // measured best for 1.7 and 14 MB blocks (research/hot-path.md section 1)
 

@@ -183,8 +183,8 @@ std::vector<std::string> MemoryServiceSeeds() {
   block.mutable_block()->mutable_id()->set_cluster(3);
   block.mutable_block()->set_dtype(v1::GRADIENT_DTYPE_BF16);
   block.mutable_block()->set_total_bytes(3 * 2 * 16 * 4 * 2);
-  block.mutable_block()->set_crc32c(0xaa36918a);
-  block.set_data(std::string(100, '\0'));
+  block.set_crc32c(0x3a3b3d06);
+  block.set_data(std::string(block.block().total_bytes(), '\0'));
   v1::CheckpointRequest checkpoint;
   checkpoint.set_action(v1::CHECKPOINT_ACTION_LIST);
   v1::PublishRequest publish;

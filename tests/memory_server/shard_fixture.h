@@ -90,7 +90,7 @@ class ShardFixture {
     auto push = shard->BeginPush(step, rank);
     if (!push.ok()) return push.status();
     for (const auto& [id, value] : blocks) {
-      const absl::Status added = (*push)->AddBlock(id, DType::kF32, GradientBytes(id, value));
+      const absl::Status added = (*push)->AddBlock(id, {DType::kF32, GradientBytes(id, value)});
       if (!added.ok()) return added;
     }
     return (*push)->Finish();

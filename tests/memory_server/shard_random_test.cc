@@ -70,7 +70,7 @@ class RandomRun : public ShardFixture {
     ASSERT_OK(push);
     for (const auto& [id, value] : blocks) {
       const DType dtype = Pick(2) == 0 ? DType::kF32 : DType::kBF16;  // small integers are exact in both
-      ASSERT_OK((*push)->AddBlock(id, dtype, GradientBytes(id, value, dtype)));
+      ASSERT_OK((*push)->AddBlock(id, {dtype, GradientBytes(id, value, dtype)}));
     }
     if (Pick(8) == 0) return;  // the stream breaks: nothing counts
     ASSERT_EQ(*(*push)->Finish(), repeat ? PushOutcome::kDuplicate : PushOutcome::kAccepted);

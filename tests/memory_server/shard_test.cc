@@ -106,8 +106,8 @@ TEST_F(ShardTest, PushesCountExactlyOnce) {
   EXPECT_EQ(*Push(Id(1), 0, {{{1, 0}, 1}}), PushOutcome::kAccepted);
   EXPECT_EQ(*Push(Id(1), 0, {{{1, 0}, 1}}), PushOutcome::kDuplicate);
   auto slow = shard->BeginPush(Id(1), 1), fast = shard->BeginPush(Id(1), 1);  // the same push on two streams
-  ASSERT_OK((*slow)->AddBlock({1, 0}, DType::kF32, GradientBytes({1, 0}, 10)));
-  ASSERT_OK((*fast)->AddBlock({1, 0}, DType::kF32, GradientBytes({1, 0}, 10)));
+  ASSERT_OK((*slow)->AddBlock({1, 0}, {DType::kF32, GradientBytes({1, 0}, 10)}));
+  ASSERT_OK((*fast)->AddBlock({1, 0}, {DType::kF32, GradientBytes({1, 0}, 10)}));
   EXPECT_EQ(*(*fast)->Finish(), PushOutcome::kAccepted);
   EXPECT_EQ(*(*slow)->Finish(), PushOutcome::kDuplicate);
   ASSERT_OK(PrepareAndApply(1));
@@ -120,7 +120,7 @@ TEST_F(ShardTest, APushThatBreaksOffCountsNothing) {
   ASSERT_OK(Begin(1));
   {
     auto broken = shard->BeginPush(Id(1), 0);
-    ASSERT_OK((*broken)->AddBlock({1, 0}, DType::kF32, GradientBytes({1, 0}, 4)));
+    ASSERT_OK((*broken)->AddBlock({1, 0}, {DType::kF32, GradientBytes({1, 0}, 4)}));
   }
   ASSERT_OK(Train(1, {{{1, 1}, 1}}));
   EXPECT_EQ(Count({1, 0}), 0);
@@ -152,17 +152,17 @@ TEST_F(ShardTest, BadGradientsRefuseTheWholePush) {
   ASSERT_OK(Begin(1));
   for (float bad : {std::nanf(""), INFINITY, -INFINITY}) {
     auto push = shard->BeginPush(Id(1), 0);
-    ASSERT_OK((*push)->AddBlock({1, 0}, DType::kF32, GradientBytes({1, 0}, 1)));
-    EXPECT_CODE((*push)->AddBlock({1, 1}, DType::kF32, GradientBytes({1, 1}, bad)), kInvalidArgument, "must be finite");
-    EXPECT_CODE((*push)->AddBlock({1, 2}, DType::kF32, GradientBytes({1, 2}, 1)), kInvalidArgument, "block 1/1 pushed by rank 0");
+    ASSERT_OK((*push)->AddBlock({1, 0}, {DType::kF32, GradientBytes({1, 0}, 1)}));
+    EXPECT_CODE((*push)->AddBlock({1, 1}, {DType::kF32, GradientBytes({1, 1}, bad)}), kInvalidArgument, "must be finite");
+    EXPECT_CODE((*push)->AddBlock({1, 2}, {DType::kF32, GradientBytes({1, 2}, 1)}), kInvalidArgument, "block 1/1 pushed by rank 0");
     EXPECT_CODE((*push)->Finish(), kInvalidArgument, "must be finite");
   }
   auto push = *shard->BeginPush(Id(1), 0);
   EXPECT_CODE(push->CheckBlock({1, 0}, DType::kF32, 12), kInvalidArgument, "has 12 bytes, must have 480");
   EXPECT_CODE(push->CheckBlock({1, 0}, DType::kF16, 240), kInvalidArgument, "allowed F32, BF16, I8_ROWS");
   EXPECT_CODE(push->CheckBlock({1, 9}, DType::kF32, 480), kInvalidArgument, "allowed 0..2 and 3");
-  ASSERT_OK(push->AddBlock({1, 0}, DType::kF32, GradientBytes({1, 0}, 1)));
-  EXPECT_CODE(push->AddBlock({1, 0}, DType::kF32, GradientBytes({1, 0}, 1)), kInvalidArgument, "twice");
+  ASSERT_OK(push->AddBlock({1, 0}, {DType::kF32, GradientBytes({1, 0}, 1)}));
+  EXPECT_CODE(push->AddBlock({1, 0}, {DType::kF32, GradientBytes({1, 0}, 1)}), kInvalidArgument, "twice");
   EXPECT_FALSE(push->Finish().ok());
   ASSERT_OK(Train(1, {{{1, 0}, 1}}));  // nothing of the refused pushes was kept
   EXPECT_EQ(Count({1, 0}), 1);
@@ -200,7 +200,7 @@ TEST_F(ShardTest, OpenPushesShareTheBudget) {
   EXPECT_CODE(second->CheckBlock({1, 0}, DType::kF32, bytes), kResourceExhausted, "its budget of 960; push again later");
   third.reset();  // its stream broke off in the middle of the block
   ASSERT_OK(second->CheckBlock({1, 0}, DType::kF32, bytes));
-  ASSERT_OK(first->AddBlock({1, 0}, DType::kF32, GradientBytes({1, 0}, 1)));
+  ASSERT_OK(first->AddBlock({1, 0}, {DType::kF32, GradientBytes({1, 0}, 1)}));
   EXPECT_CODE(first->CheckBlock({1, 1}, DType::kF32, bytes), kResourceExhausted, "960 bytes of gradients are held");
 }
 
@@ -219,7 +219,7 @@ TEST_F(ShardTest, ANewEpochFencesTheOldOneAndDropsItsPushes) {
   ASSERT_OK(Begin(1, 2));
   ASSERT_OK(Push(Id(1), 0, {{{1, 0}, 100}}));
   auto open_push = shard->BeginPush(Id(1), 1);
-  ASSERT_OK((*open_push)->AddBlock({1, 0}, DType::kF32, GradientBytes({1, 0}, 100)));
+  ASSERT_OK((*open_push)->AddBlock({1, 0}, {DType::kF32, GradientBytes({1, 0}, 100)}));
   std::thread waiting([&] { EXPECT_CODE(shard->PrepareStep({"r", 1, 1}, absl::Now() + absl::Seconds(20)), kAborted, "fenced"); });
   absl::SleepFor(absl::Milliseconds(10));
   ASSERT_OK(Begin(2, 1));

@@ -57,7 +57,7 @@ class Cluster {
         const std::vector<float> values(spec_.BlockElements(block.level), 1.0f);
         Buffer bytes(values.size() * 4);
         EncodePayload(values, DType::kF32, bytes.span());
-        RETURN_IF_ERROR(push->AddBlock(block, DType::kF32, std::move(bytes)));
+        RETURN_IF_ERROR(push->AddBlock(block, {DType::kF32, std::move(bytes)}));
       }
       RETURN_IF_ERROR(push->Finish().status());
     }

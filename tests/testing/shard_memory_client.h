@@ -103,7 +103,7 @@ class ShardMemoryClient : public MemoryClient {
         if (map_.OwnerOf(gradient.id) != server) continue;
         Buffer bytes(gradient.bytes.size());
         std::memcpy(bytes.data(), gradient.bytes.data(), gradient.bytes.size());
-        RETURN_IF_ERROR(push->AddBlock(gradient.id, gradient.dtype, std::move(bytes)));
+        RETURN_IF_ERROR(push->AddBlock(gradient.id, {gradient.dtype, std::move(bytes)}));
         pushed_bytes_ += gradient.bytes.size();
       }
       RETURN_IF_ERROR(push->Finish().status());

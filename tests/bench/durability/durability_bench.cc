@@ -69,7 +69,7 @@ class Server {
     for (const BlockId block : Touched()) {
       Buffer gradient(Spec().BlockBytes(block.level));
       std::fill_n(gradient.data(), gradient.size(), uint8_t{0x31});
-      Check((*push)->AddBlock(block, DType::kBF16, std::move(gradient)));
+      Check((*push)->AddBlock(block, {DType::kBF16, std::move(gradient)}));
     }
     Check((*push)->Finish().status());
     const absl::Time start = absl::Now();

@@ -157,7 +157,7 @@ class Bank {
     auto push = Value(shard_->BeginPush(step, 0));
     Buffer gradient(Spec().BlockElements(3) * 2);
     std::fill_n(reinterpret_cast<uint16_t*>(gradient.data()), Spec().BlockElements(3), FloatToBF16(1e-3f));
-    Check(push->AddBlock({3, cluster}, DType::kBF16, std::move(gradient)));
+    Check(push->AddBlock({3, cluster}, {DType::kBF16, std::move(gradient)}));
     Check(push->Finish().status());
     Check(shard_->PrepareStep(step, absl::InfiniteFuture()).status());
     Check(shard_->ApplyStep(step, {1, 1e-4f, 0}).status());

@@ -93,6 +93,8 @@ TEST(RawMessage, SkipsFieldsOfALaterRelease) {
   const Parsed parsed = Parse(Sliced(bytes, 3));
   ASSERT_TRUE(parsed.status.ok()) << parsed.status;
   EXPECT_EQ(parsed.bulk, "abc");
+  ASSERT_EQ(parsed.small.size(), 1u);  // a fixed32 is handed out, whatever it is
+  EXPECT_EQ(parsed.small[0], std::make_pair(uint32_t{10}, std::string("\x01\x02\x03\x04")));
 }
 
 TEST(RawMessage, EveryTruncationIsRefusedOrAShorterMessage) {

@@ -106,14 +106,15 @@ class PythonClient(unittest.TestCase):
     def push(self, step, level, cluster, value):
         data = array.array("f", [value] * self.elements(level)).tobytes()
         header = self.pb.PushHeader(run_id="python", epoch=1, rank=0, step=step, block_count=1)
-        block = self.pb.GradientHeader(id=self.block(level, cluster), dtype=self.pb.GRADIENT_DTYPE_F32, total_bytes=len(data), crc32c=crc32c(data))
+        block = self.pb.GradientHeader(id=self.block(level, cluster), dtype=self.pb.GRADIENT_DTYPE_F32, total_bytes=len(data))
         chunks = [self.pb.PushChunk(push=header), self.pb.PushChunk(block=block, data=data[:100000])]
         chunks += [self.pb.PushChunk(data=data[i:i + 100000]) for i in range(100000, len(data), 100000)]
+        chunks[-1].crc32c = crc32c(data)
         return self.call("PushGradients", chunks, self.pb.PushAck, "stream_unary")
 
     def test_0_manifest(self):
         manifest = self.call("GetManifest", self.pb.GetManifestRequest(), self.pb.Manifest)
-        self.assertEqual(manifest.wire_version, 1)
+        self.assertEqual(manifest.wire_version, 2)
         self.assertEqual(list(manifest.spec.widths), SPEC["widths"])
         self.assertEqual(manifest.head_step, 0)
 

@@ -153,7 +153,7 @@ class AccessMatrix : public testing::Test {
     ToProto(id, block.mutable_block()->mutable_id());
     block.mutable_block()->set_dtype(v1::GRADIENT_DTYPE_F32);
     block.mutable_block()->set_total_bytes(data.size());
-    block.mutable_block()->set_crc32c(Crc32c(data.data(), data.size()));
+    block.set_crc32c(Crc32c(data.data(), data.size()));
     block.set_data(data);
     grpc::ClientContext context;
     v1::PushAck ack;

@@ -468,8 +468,8 @@ class WireTest : public ::testing::Test {
     ToProto(id, block.mutable_id());
     block.set_dtype(v1::GRADIENT_DTYPE_F32);
     block.set_total_bytes(bytes.size());
-    block.set_crc32c(Crc32c(bytes.data(), bytes.size()));
     chunks[1].set_data(bytes.substr(0, 100));
+    chunks[2].set_crc32c(Crc32c(bytes.data(), bytes.size()));
     chunks[2].set_data(bytes.substr(100));
     return chunks;
   }
@@ -575,6 +575,10 @@ TEST_F(WireTest, BrokenPushesAreRefusedAndLeaveNothing) {
   auto bad = good;
   (*bad[2].mutable_data())[7] ^= 1;
   expect(bad, absl::StatusCode::kDataLoss, "2/3");
+  bad = good;
+  bad[2].clear_crc32c();
+  bad[1].set_crc32c(good[2].crc32c());
+  expect(bad, absl::StatusCode::kInvalidArgument, "the last chunk of block 2/3 has no crc32c");
   bad = good;
   bad.pop_back();
   expect(bad, absl::StatusCode::kInvalidArgument, "0 of 1 blocks, inside of block 2/3");
