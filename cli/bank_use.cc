@@ -18,7 +18,7 @@ namespace {
 constexpr const char* kHead = "head";  // how the live head is called on command lines
 
 struct UseCommand {
-  std::string version, router;
+  std::string version, bank, router;
   std::vector<std::string> workers;
   TlsFiles tls;
   bool json = false;
@@ -57,6 +57,7 @@ absl::Status Use(const UseCommand& command) {
     ASSIGN_OR_RETURN(options.workers, WorkersOf(command.router, command.tls, std::chrono::seconds(10)));
   }
   if (command.version != kHead) options.version = command.version;
+  options.bank = command.bank;
   options.tls = command.tls;
   ASSIGN_OR_RETURN(const VersionSwitch result, SwitchBankVersion(options));
   if (command.json) PrintJson(result, command.version);
@@ -70,6 +71,7 @@ void AddBankUseCommand(CLI::App* bank) {
   auto command = std::make_shared<UseCommand>();
   CLI::App* use = AddCommand(bank, "use", "change workers to another published version, newer or older, while they serve", command, Use);
   use->add_option("VERSION", command->version, "a version that `membank bank publish` made; head = the live head")->required();
+  use->add_option("--bank", command->bank, "name of the bank, where banks are stacked; the workers' first one when not given");
   auto* group = use->add_option_group("workers", "which workers");
   group->add_option("--router", command->router, "gRPC address of a router: all its workers");
   group->add_option("--worker", command->workers, "gRPC address of a worker, once per worker");

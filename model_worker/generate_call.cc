@@ -20,6 +20,11 @@ v1::FinishReason ToProto(FinishReason reason) {
 
 }  // namespace
 
+void LeaveOut(v1::LeftOut why, v1::MemoryUsed* used) {
+  used->clear_blocks();
+  used->set_left_out(why);
+}
+
 void CallTicket::Set(uint64_t ticket) {
   absl::MutexLock lock(&mu_);
   ticket_ = ticket;
@@ -46,6 +51,11 @@ void GenerateCall::Fill(const TokenOutput& token, v1::GeneratedToken* out) const
     other->set_text(TokenBytes(*tokenizer_, alternative.id));
     other->set_logprob(alternative.logprob);
   }
+}
+
+void GenerateCall::OnLeftOut(size_t bank) {
+  absl::MutexLock lock(&mu_);
+  LeaveOut(v1::LEFT_OUT_NO_RIGHTS, pending_.mutable_start()->mutable_memory()->mutable_stacked(static_cast<int>(bank) - 1));
 }
 
 void GenerateCall::OnOutput(GenerateOutput output) {

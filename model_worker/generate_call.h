@@ -27,6 +27,9 @@ class CallTicket {
   bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
 };
 
+// What is said of a bank that is not used.
+void LeaveOut(v1::LeftOut why, v1::MemoryUsed* used);
+
 class GenerateCall final : public GenerateSink {
  public:
   using Reactor = grpc::ServerWriteReactor<v1::GenerateChunk>;
@@ -34,6 +37,7 @@ class GenerateCall final : public GenerateSink {
   // `start` goes out with the first output, so that a request that fails before has sent nothing and may be tried elsewhere.
   GenerateCall(Reactor* reactor, const Tokenizer* tokenizer, v1::GenerateStart start);
 
+  void OnLeftOut(size_t bank) override ABSL_LOCKS_EXCLUDED(mu_);
   void OnOutput(GenerateOutput output) override ABSL_LOCKS_EXCLUDED(mu_);
   void OnEnd(const absl::Status& status, const GenerateSummary& summary) override ABSL_LOCKS_EXCLUDED(mu_);
   void OnWriteDone(bool ok) ABSL_LOCKS_EXCLUDED(mu_);

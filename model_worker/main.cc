@@ -1,4 +1,4 @@
-// membank-worker: one anchor and one version of a bank behind the WorkerService.
+// membank-worker: one anchor and one version of a bank, or of two stacked on each other, behind the WorkerService.
 #include <filesystem>
 
 #include "CLI/CLI.hpp"
@@ -18,37 +18,48 @@
 namespace membank {
 namespace {
 
-MemoryClientOptions ToMemoryOptions(const WorkerOptions& options) {
-  MemoryClientOptions client;
-  client.slot_map_path = options.slot_map;
-  client.servers = options.memory_servers;
-  client.tls = options.service.tls;
-  return client;
-}
+// One of the worker's banks. The engine that serves it goes first.
+struct Bank {
+  std::unique_ptr<MemoryClient> memory;
+  std::string version;
+  std::unique_ptr<AccessWatch> access;
+};
 
-// Null without memory.
-absl::StatusOr<std::unique_ptr<MemoryClient>> ConnectMemory(const WorkerOptions& options) {
-  if (options.no_memory) return std::unique_ptr<MemoryClient>();
-  return MemoryClient::Connect(ToMemoryOptions(options));
-}
-
-// Null without memory.
-absl::StatusOr<std::unique_ptr<AccessWatch>> WatchAccess(const WorkerOptions& options, const MemoryClient* memory) {
-  if (memory == nullptr) return std::unique_ptr<AccessWatch>();
-  ASSIGN_OR_RETURN(std::shared_ptr<AccessClient> client, AccessClient::Create(ToMemoryOptions(options)));
-  return std::make_unique<AccessWatch>([client](std::chrono::milliseconds timeout) { return client->Read(timeout); }, memory->spec().fan_out,
-                                       absl::Milliseconds(options.block_lease_ms));
-}
-
-absl::StatusOr<std::string> BankVersion(const WorkerOptions& options, MemoryClient* memory) {
-  if (memory == nullptr) return std::string();
+absl::StatusOr<std::string> BankVersion(const std::string& setting, const std::string& wanted, MemoryClient* memory) {
   ASSIGN_OR_RETURN(const BankStatus status, memory->GetStatus());
   std::vector<std::string> names;
   for (const auto& version : status.versions) names.push_back(version.name);
-  return ChooseBankVersion(options.bank_version, names);
+  return ChooseBankVersion(setting, wanted, names);
 }
 
-EngineOptions ToEngineOptions(const WorkerOptions& options, std::string bank_version, const AccessWatch* access) {
+// `prefix` of the bank's settings: "--" or "--stacked-".
+absl::StatusOr<Bank> ConnectBank(const std::string& prefix, const MemoryClientOptions& servers, const std::string& version, uint32_t lease_ms) {
+  Bank bank;
+  ASSIGN_OR_RETURN(bank.memory, MemoryClient::Connect(servers));
+  ASSIGN_OR_RETURN(bank.version, BankVersion(prefix + "bank-version", version, bank.memory.get()));
+  ASSIGN_OR_RETURN(std::shared_ptr<AccessClient> client, AccessClient::Create(servers));
+  bank.access = std::make_unique<AccessWatch>([client](std::chrono::milliseconds timeout) { return client->Read(timeout); },
+                                              bank.memory->spec().fan_out, absl::Milliseconds(lease_ms));
+  return bank;
+}
+
+// The first, then the one stacked on it; none without memory.
+absl::StatusOr<std::vector<Bank>> ConnectBanks(const WorkerOptions& options) {
+  std::vector<Bank> banks;
+  if (options.no_memory) return banks;
+  MemoryClientOptions servers;
+  servers.tls = options.service.tls;
+  servers.slot_map_path = options.slot_map;
+  servers.servers = options.memory_servers;
+  ASSIGN_OR_RETURN(banks.emplace_back(), ConnectBank("--", servers, options.bank_version, options.block_lease_ms));
+  if (!HasStackedBank(options)) return banks;
+  servers.slot_map_path = options.stacked_slot_map;
+  servers.servers = options.stacked_memory_servers;
+  ASSIGN_OR_RETURN(banks.emplace_back(), ConnectBank("--stacked-", servers, options.stacked_bank_version, options.block_lease_ms));
+  return banks;
+}
+
+EngineOptions ToEngineOptions(const WorkerOptions& options) {
   EngineOptions engine;
   engine.context = options.context;
   engine.max_running = options.max_running;
@@ -56,10 +67,17 @@ EngineOptions ToEngineOptions(const WorkerOptions& options, std::string bank_ver
   engine.max_queued_tokens = options.max_queued_tokens;
   engine.kv_cache_tokens = options.kv_cache_tokens;
   engine.threads = options.threads;
-  engine.bank_version = std::move(bank_version);
   engine.block_cache_bytes = options.block_cache_bytes;
-  engine.access = access;
   return engine;
+}
+
+std::string About(const std::vector<Bank>& banks) {
+  std::string about;
+  for (const Bank& bank : banks) {
+    about += fmt::format("{}bank '{}' version {}", about.empty() ? "" : ", stacked ", bank.memory->spec().bank_id,
+                         bank.version.empty() ? "head" : bank.version);
+  }
+  return about.empty() ? "no memory" : about;
 }
 
 std::string ModelName(const WorkerOptions& options) {
@@ -71,18 +89,16 @@ std::string ModelName(const WorkerOptions& options) {
 absl::Status Run(const WorkerOptions& options) {
   ASSIGN_OR_RETURN(const std::unique_ptr<ServiceProcess> process, ServiceProcess::Start(options.service));
   ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, LoadTokenizer(options.tokenizer.empty() ? options.anchor : options.tokenizer));
-  ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> memory, ConnectMemory(options));
-  ASSIGN_OR_RETURN(const std::string version, BankVersion(options, memory.get()));
-  ASSIGN_OR_RETURN(const std::unique_ptr<AccessWatch> access, WatchAccess(options, memory.get()));
+  ASSIGN_OR_RETURN(const std::vector<Bank> banks, ConnectBanks(options));
+  std::vector<ServedBank> served;
+  for (const Bank& bank : banks) served.push_back({bank.memory.get(), bank.version, bank.access.get()});
   const DType dtype = options.dtype == "bf16" ? DType::kBF16 : DType::kF32;
-  ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
-                   LoadEngine(options.anchor, dtype, memory.get(), tokenizer.get(), ToEngineOptions(options, version, access.get())));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, LoadEngine(options.anchor, dtype, served, tokenizer.get(), ToEngineOptions(options)));
 
   WorkerService service(engine.get(), tokenizer.get(), ModelName(options));
   ServiceWork work;
   work.services = {&service};
-  work.about = fmt::format("anchor {} ({}, {}), {}", ModelName(options), engine->facts().anchor_fingerprint, options.dtype,
-                           memory == nullptr ? "no memory" : fmt::format("bank '{}' version {}", memory->spec().bank_id, version.empty() ? "head" : version));
+  work.about = fmt::format("anchor {} ({}, {}), {}", ModelName(options), engine->facts().anchor_fingerprint, options.dtype, About(banks));
   work.drain = [&](absl::Time deadline) {
     const uint32_t left = engine->Drain(deadline);
     if (left > 0) LOG_WARN("{} sequences were not done within {} ms and are cancelled", left, options.service.drain_timeout_ms);

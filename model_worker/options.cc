@@ -43,6 +43,10 @@ void BindOptions(CLI::App& app, WorkerOptions* o) {
       ->delimiter(',');
   app.add_option("--bank-version", o->bank_version,
                  "Published bank version to serve; 'latest': the greatest name at start; 'head': the live head, blocks asked for each time");
+  app.add_option("--stacked-slot-map", o->stacked_slot_map,
+                 "As --slot-map, of a second bank of the same anchor: its effect is added to the first one's where this worker may read it");
+  app.add_option("--stacked-memory-servers", o->stacked_memory_servers, "As --memory-servers, of the second bank")->delimiter(',');
+  app.add_option("--stacked-bank-version", o->stacked_bank_version, "As --bank-version, of the second bank");
   app.add_flag("--no-memory", o->no_memory, "Serve the anchor alone; no memory servers are needed");
   app.add_option("--dtype", o->dtype, "Arithmetic of the model: fp32, or bf16 (half the bytes, about 3 digits)")
       ->check(CLI::IsMember({"fp32", "bf16"}));
@@ -56,7 +60,7 @@ void BindOptions(CLI::App& app, WorkerOptions* o) {
       ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 32));
   app.add_option("--kv-cache-tokens", o->kv_cache_tokens, "Tokens of KV cache of all running sequences together")
       ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 32));
-  app.add_option("--block-cache-bytes", o->block_cache_bytes, "Bytes of RAM for blocks that no running sequence uses");
+  app.add_option("--block-cache-bytes", o->block_cache_bytes, "Bytes of RAM, for each bank, for blocks that no running sequence uses");
   app.add_option("--block-lease-ms", o->block_lease_ms,
                  "Milliseconds that cached blocks may be used without news from the memory servers about what is blocked; a fifth of it between looks")
       ->check(CLI::Range(500u, 3600000u));
@@ -71,19 +75,30 @@ absl::Status Validate(const WorkerOptions& options) {
     return InvalidArgument("{} of --slot-map, --memory-servers and --no-memory are given; exactly one is needed", sources);
   }
   if (options.bank_version.empty()) return InvalidArgument("--bank-version is empty; allowed: latest, head, or a published version");
+  if (!options.stacked_slot_map.empty() && !options.stacked_memory_servers.empty()) {
+    return InvalidArgument("both --stacked-slot-map and --stacked-memory-servers are given; give one of the two");
+  }
+  if (HasStackedBank(options) && options.no_memory) {
+    return InvalidArgument("a stacked bank goes on top of a first one, but --no-memory is given; give --slot-map or --memory-servers instead");
+  }
+  if (options.stacked_bank_version.empty()) {
+    return InvalidArgument("--stacked-bank-version is empty; allowed: latest, head, or a published version");
+  }
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> ChooseBankVersion(const std::string& wanted, const std::vector<std::string>& published) {
+bool HasStackedBank(const WorkerOptions& options) { return !options.stacked_slot_map.empty() || !options.stacked_memory_servers.empty(); }
+
+absl::StatusOr<std::string> ChooseBankVersion(const std::string& setting, const std::string& wanted, const std::vector<std::string>& published) {
   if (wanted == "head") return std::string();
   if (wanted == "latest") {
     if (published.empty()) {
-      return FailedPrecondition("--bank-version is latest, but the memory servers have published no version; publish one, or serve 'head'");
+      return FailedPrecondition("{} is latest, but the memory servers have published no version; publish one, or serve 'head'", setting);
     }
     return *std::max_element(published.begin(), published.end(), NaturalLess);
   }
   if (std::find(published.begin(), published.end(), wanted) == published.end()) {
-    return NotFound("--bank-version {} is not published; published: {}; also allowed: latest, head", wanted,
+    return NotFound("{} {} is not published; published: {}; also allowed: latest, head", setting, wanted,
                     published.empty() ? "none" : fmt::format("{}", fmt::join(published, ", ")));
   }
   return wanted;

@@ -23,6 +23,9 @@ struct WorkerOptions {
   std::string slot_map;
   std::vector<std::string> memory_servers;
   std::string bank_version = "latest";
+  std::string stacked_slot_map;
+  std::vector<std::string> stacked_memory_servers;
+  std::string stacked_bank_version = "latest";
   bool no_memory = false;
   std::string dtype = "fp32";
   uint32_t threads = 0;
@@ -39,8 +42,10 @@ void BindOptions(CLI::App& app, WorkerOptions* options);
 // What one row cannot check; INVALID_ARGUMENT names the settings.
 absl::Status Validate(const WorkerOptions& options);
 
-// The version to serve: "head" is the live head (empty), "latest" the greatest published name in natural order ("v9" before "v10"), anything
-// else a published version. FAILED_PRECONDITION or NOT_FOUND lists what is published.
-absl::StatusOr<std::string> ChooseBankVersion(const std::string& wanted, const std::vector<std::string>& published);
+bool HasStackedBank(const WorkerOptions& options);
+
+// The version of the bank to serve: "head" is the live head (empty), "latest" the greatest published name in natural order ("v9" before "v10"), anything
+// else a published version. FAILED_PRECONDITION or NOT_FOUND lists what is published; `setting`: its name in errors.
+absl::StatusOr<std::string> ChooseBankVersion(const std::string& setting, const std::string& wanted, const std::vector<std::string>& published);
 
 }  // namespace membank

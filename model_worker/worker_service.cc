@@ -1,6 +1,7 @@
 #include "model_worker/worker_service.h"
 
 #include <algorithm>
+#include <set>
 
 #include "common/base/status_macros.h"
 #include "common/base/version.h"
@@ -82,11 +83,21 @@ SamplingParameters ToParameters(const v1::Sampling& sampling) {
 }
 
 template <typename Message>
-absl::StatusOr<MemoryChoice> ToMemory(const Message& message) {
+absl::StatusOr<MemoryChoice> ToChoice(const Message& message) {
   MemoryChoice memory;
   ASSIGN_OR_RETURN(memory.path, FromProto(message.path()));
   memory.levels.assign(message.levels().begin(), message.levels().end());
   return memory;
+}
+
+// `out`: the status itself for the first bank, a StackedBank for the others.
+template <typename Message>
+void FillBankStatus(const BankSpec& bank, const std::string& version, const ResidentBank& resident, Message* out) {
+  ToProto(bank, out->mutable_bank());
+  out->set_bank_hash(bank.Hash());
+  out->set_bank_version(version);
+  for (BlockId id : resident.blocks) ToProto(id, out->add_resident_blocks());
+  out->set_resident_bytes(resident.bytes);
 }
 
 }  // namespace
@@ -107,18 +118,44 @@ absl::StatusOr<std::vector<int32_t>> WorkerService::Tokens(const v1::Prompt& pro
   return Encode(prompt.text(), prompt.parse_special());
 }
 
+template <typename Message>
+absl::StatusOr<MemoryChoice> WorkerService::ToMemory(const Message& message, const std::vector<std::string>& versions) const {
+  ASSIGN_OR_RETURN(MemoryChoice memory, ToChoice(message));
+  if (versions.size() > 1) memory.stacked.resize(versions.size() - 1);
+  std::set<size_t> named;
+  for (const v1::StackedMemory& stacked : message.stacked()) {
+    ASSIGN_OR_RETURN(const size_t index, FindStacked(stacked.bank()));
+    if (!named.insert(index).second) return InvalidArgument("stacked names bank {} twice; one entry per bank is allowed", stacked.bank());
+    ASSIGN_OR_RETURN(memory.stacked[index], ToChoice(stacked));
+  }
+  for (size_t i = 0; i < versions.size(); ++i) (i == 0 ? memory : memory.stacked[i - 1]).bank_version = versions[i];
+  return memory;
+}
+
+// Its number among the stacked banks.
+absl::StatusOr<size_t> WorkerService::FindStacked(const std::string& bank) const {
+  const std::vector<BankSpec>& banks = engine_->facts().banks;
+  std::vector<std::string> names;
+  for (size_t i = 1; i < banks.size(); ++i) {
+    if (banks[i].bank_id == bank) return i - 1;
+    names.push_back(banks[i].bank_id);
+  }
+  if (names.empty()) return InvalidArgument("stacked names bank {}; no bank is stacked on the first one of this worker", bank);
+  return InvalidArgument("stacked names bank {}; the banks stacked here are: {}", bank, fmt::join(names, ", "));
+}
+
 absl::StatusOr<GenerateTask> WorkerService::ToTask(const v1::GenerateRequest& request, absl::Time deadline) const {
   GenerateTask task;
-  ASSIGN_OR_RETURN(task.memory, ToMemory(request));
+  ASSIGN_OR_RETURN(task.memory, ToMemory(request, engine_->bank_versions()));
   ASSIGN_OR_RETURN(task.prompt, Tokens(request.prompt()));
   task.sampling = ToParameters(request.sampling());
   task.deadline = deadline;
   return task;
 }
 
-absl::StatusOr<ScoreTask> WorkerService::ToTask(const v1::ScoreItem& item) const {
+absl::StatusOr<ScoreTask> WorkerService::ToTask(const v1::ScoreItem& item, const std::vector<std::string>& versions) const {
   ScoreTask task;
-  ASSIGN_OR_RETURN(task.memory, ToMemory(item));
+  ASSIGN_OR_RETURN(task.memory, ToMemory(item, versions));
   ASSIGN_OR_RETURN(task.tokens, Tokens(item.context()));
   ASSIGN_OR_RETURN(std::vector<int32_t> continuation, Tokens(item.continuation()));
   if (continuation.empty()) return InvalidArgument("the continuation has no tokens; at least one is needed");
@@ -139,14 +176,21 @@ absl::StatusOr<ScoreTask> WorkerService::ToTask(const v1::ScoreItem& item) const
   return task;
 }
 
-absl::Status WorkerService::FillMemory(const MemoryChoice& memory, v1::MemoryUsed* used) const {
-  ASSIGN_OR_RETURN(const std::vector<BlockId> blocks, engine_->BlocksOf(memory));
+absl::Status WorkerService::FillBank(size_t bank, const MemoryChoice& memory, v1::MemoryUsed* used) const {
+  ASSIGN_OR_RETURN(const std::vector<BlockId> blocks, engine_->BlocksOf(bank, memory));
   ToProto(memory.path, used->mutable_path());
-  const std::optional<BankSpec>& bank = engine_->facts().bank;
-  used->set_path_text(ToString(memory.path, bank.has_value() ? bank->fan_out : 1));
-  if (bank.has_value()) used->set_bank_id(bank->bank_id);
+  const std::vector<BankSpec>& banks = engine_->facts().banks;
+  used->set_path_text(ToString(memory.path, bank < banks.size() ? banks[bank].fan_out : 1));
+  if (bank < banks.size()) used->set_bank_id(banks[bank].bank_id);
   used->set_bank_version(memory.bank_version.value_or(""));
   for (BlockId id : blocks) ToProto(id, used->add_blocks());
+  if (banks.size() > 1 && memory.path.mode == MemoryMode::kNone) LeaveOut(v1::LEFT_OUT_NOT_ASKED_FOR, used);
+  return absl::OkStatus();
+}
+
+absl::Status WorkerService::FillMemory(const MemoryChoice& memory, v1::MemoryUsed* used) const {
+  RETURN_IF_ERROR(FillBank(0, memory, used));
+  for (size_t i = 0; i < memory.stacked.size(); ++i) RETURN_IF_ERROR(FillBank(i + 1, memory.stacked[i], used->add_stacked()));
   return absl::OkStatus();
 }
 
@@ -158,7 +202,6 @@ grpc::ServerWriteReactor<v1::GenerateChunk>* WorkerService::Generate(grpc::Callb
   const std::shared_ptr<CallTicket> ticket = reactor->ticket();
   auto submit = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(GenerateTask task, ToTask(*request, DeadlineOf(*context)));
-    task.memory.bank_version = engine_->bank_version();  // what is said is what is used, whenever it is switched
     v1::GenerateStart start;
     start.set_prompt_tokens(static_cast<uint32_t>(task.prompt.size()));
     RETURN_IF_ERROR(FillMemory(task.memory, start.mutable_memory()));
@@ -179,12 +222,11 @@ grpc::ServerUnaryReactor* WorkerService::Score(grpc::CallbackServerContext* cont
     if (request->items_size() > kMaxScoreItems) {
       return InvalidArgument("{} items to score; at most {} are allowed in one call", request->items_size(), kMaxScoreItems);
     }
-    const std::string bank_version = engine_->bank_version();
+    const std::vector<std::string> versions = engine_->bank_versions();  // one for all items, whenever it is switched
     std::vector<ScoreTask> tasks;
     for (const v1::ScoreItem& item : request->items()) {
-      absl::StatusOr<ScoreTask> task = ToTask(item);
+      absl::StatusOr<ScoreTask> task = ToTask(item, versions);
       v1::ScoreResult* result = reply->add_results();
-      if (task.ok()) task->memory.bank_version = bank_version;
       absl::Status status = task.ok() ? FillMemory(task->memory, result->mutable_memory()) : task.status();
       if (!status.ok()) return Annotate(status, fmt::format("item {}", tasks.size()));
       result->set_context_tokens(static_cast<uint32_t>(task->context));
@@ -199,6 +241,9 @@ grpc::ServerUnaryReactor* WorkerService::Score(grpc::CallbackServerContext* cont
         result->mutable_logprobs()->Add(outcome.logprobs.begin(), outcome.logprobs.end());
         result->set_sum(outcome.sum);
         result->set_is_greedy(outcome.is_greedy);
+        for (size_t bank : outcome.left_out) {
+          LeaveOut(v1::LEFT_OUT_NO_RIGHTS, result->mutable_memory()->mutable_stacked(static_cast<int>(bank) - 1));
+        }
       }
       reactor->Finish(grpc::Status::OK);
     };
@@ -232,11 +277,14 @@ grpc::ServerUnaryReactor* WorkerService::GetStatus(grpc::CallbackServerContext* 
   const EngineStatus status = engine_->GetStatus();
   reply->set_model(model_name_);
   reply->set_anchor_fingerprint(facts.anchor_fingerprint);
-  if (facts.bank.has_value()) {
-    ToProto(*facts.bank, reply->mutable_bank());
-    reply->set_bank_hash(facts.bank->Hash());
+  const std::vector<std::string> versions = engine_->bank_versions();
+  for (size_t i = 0; i < facts.banks.size(); ++i) {
+    if (i == 0) {
+      FillBankStatus(facts.banks[i], versions[i], status.resident[i], reply);
+    } else {
+      FillBankStatus(facts.banks[i], versions[i], status.resident[i], reply->add_stacked());
+    }
   }
-  reply->set_bank_version(engine_->bank_version());
   reply->set_context(facts.context);
   reply->set_vocab(static_cast<uint32_t>(facts.vocab));
   reply->set_queued(status.queued);
@@ -246,8 +294,6 @@ grpc::ServerUnaryReactor* WorkerService::GetStatus(grpc::CallbackServerContext* 
   reply->set_max_running(options.max_running);
   reply->set_kv_tokens(status.kv_tokens);
   reply->set_max_kv_tokens(options.kv_cache_tokens);
-  for (BlockId id : status.resident_blocks) ToProto(id, reply->add_resident_blocks());
-  reply->set_resident_bytes(status.resident_bytes);
   reply->set_draining(status.draining);
   reply->set_software(VersionString());
   reply->set_generated_tokens(status.generated_tokens);
@@ -259,7 +305,7 @@ grpc::ServerUnaryReactor* WorkerService::UseBankVersion(grpc::CallbackServerCont
                                                         v1::UseBankVersionReply* reply) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   version_thread_.Schedule([this, reactor, request, reply] {
-    absl::StatusOr<std::string> previous = engine_->UseBankVersion(request->bank_version(), request->check_only());
+    absl::StatusOr<std::string> previous = engine_->UseBankVersion(request->bank(), request->bank_version(), request->check_only());
     if (previous.ok()) reply->set_previous_version(*std::move(previous));
     reactor->Finish(ToGrpc(previous.status()));
   });

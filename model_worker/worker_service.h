@@ -36,8 +36,13 @@ class WorkerService final : public v1::WorkerService::CallbackService {
   absl::StatusOr<std::vector<int32_t>> Encode(const std::string& text, bool parse_special) const;
   absl::StatusOr<std::vector<int32_t>> Tokens(const v1::Prompt& prompt) const;
   absl::StatusOr<GenerateTask> ToTask(const v1::GenerateRequest& request, absl::Time deadline) const;
-  absl::StatusOr<ScoreTask> ToTask(const v1::ScoreItem& item) const;
+  absl::StatusOr<ScoreTask> ToTask(const v1::ScoreItem& item, const std::vector<std::string>& versions) const;
+  // Of the request or item `message`, with these versions of the banks: what is said is what is used, whenever they are switched.
+  template <typename Message>
+  absl::StatusOr<MemoryChoice> ToMemory(const Message& message, const std::vector<std::string>& versions) const;
+  absl::StatusOr<size_t> FindStacked(const std::string& bank) const;
   absl::Status FillMemory(const MemoryChoice& memory, v1::MemoryUsed* used) const;
+  absl::Status FillBank(size_t bank, const MemoryChoice& memory, v1::MemoryUsed* used) const;
 
   Engine* const engine_;
   const Tokenizer* const tokenizer_;

@@ -26,19 +26,24 @@ absl::StatusOr<Workers> ConnectAll(const VersionSwitchOptions& options) {
   return workers;
 }
 
-// What new sequences of each worker get; left alone where it does not say.
-void ReadNow(const Workers& workers, VersionSwitch* result) {
+// What new sequences of each worker get; left alone where it does not say or has no such bank.
+void ReadNow(const Workers& workers, const std::string& bank, VersionSwitch* result) {
   StatusesInParallel(workers.size(), [&](size_t i) {
     const absl::StatusOr<WorkerClient::Status> status = workers[i]->GetStatus();
-    if (status.ok()) result->workers[i].now = status->bank_version;
-    return status.status();
+    if (!status.ok()) return status.status();
+    if (bank.empty()) {
+      result->workers[i].now = status->bank_version;
+    } else if (const auto found = status->bank_versions.find(bank); found != status->bank_versions.end()) {
+      result->workers[i].now = found->second;
+    }
+    return absl::OkStatus();
   });
 }
 
 // Tells all workers, or with `check_only` asks them; what each got before.
-void TellAll(const Workers& workers, const std::string& version, bool check_only, VersionSwitch* result) {
+void TellAll(const Workers& workers, const VersionSwitchOptions& options, bool check_only, VersionSwitch* result) {
   StatusesInParallel(workers.size(), [&](size_t i) {
-    const absl::StatusOr<std::string> before = workers[i]->UseBankVersion(version, check_only);
+    const absl::StatusOr<std::string> before = workers[i]->UseBankVersion(options.bank, options.version, check_only);
     if (before.ok()) result->workers[i].before = *before;
     return result->workers[i].status = before.status();
   });
@@ -68,17 +73,17 @@ absl::StatusOr<VersionSwitch> SwitchBankVersion(const VersionSwitchOptions& opti
   ASSIGN_OR_RETURN(const Workers workers, ConnectAll(options));
   VersionSwitch result;
   for (const std::string& address : options.workers) result.workers.push_back({address, {}, {}, {}});
-  TellAll(workers, options.version, /*check_only=*/true, &result);
+  TellAll(workers, options, /*check_only=*/true, &result);
   if (!AllCould(result)) {
-    ReadNow(workers, &result);
+    ReadNow(workers, options.bank, &result);
     for (WorkerVersion& worker : result.workers) worker.before = worker.now;
     result.status = Failures(result, options.version, "no worker was changed; to change the others without it, name them with --worker");
     return result;
   }
   const absl::Time begin = absl::Now();
-  TellAll(workers, options.version, /*check_only=*/false, &result);
+  TellAll(workers, options, /*check_only=*/false, &result);
   result.took = absl::Now() - begin;
-  ReadNow(workers, &result);
+  ReadNow(workers, options.bank, &result);
   for (WorkerVersion& worker : result.workers) {
     if (worker.status.ok() && worker.now.has_value() && *worker.now != options.version)
       worker.status = Aborted("it uses {} already: another command changed it at the same time", NameOf(*worker.now));

@@ -16,6 +16,7 @@ namespace membank {
 
 struct VersionSwitchOptions {
   std::vector<std::string> workers;               // addresses
+  std::string bank;                               // by name; empty: each worker's first one
   std::string version;                            // empty: the live head
   TlsFiles tls;
   std::chrono::milliseconds timeout{30000};       // of each call; a worker asks the memory servers for up to 10 s

@@ -164,6 +164,8 @@ absl::StatusOr<WorkerClient::Status> WorkerClient::GetStatus() {
   status.anchor_fingerprint = reply.anchor_fingerprint();
   status.bank_id = reply.bank().bank_id();
   status.bank_version = reply.bank_version();
+  if (reply.has_bank()) status.bank_versions[status.bank_id] = status.bank_version;
+  for (const v1::StackedBank& stacked : reply.stacked()) status.bank_versions[stacked.bank().bank_id()] = stacked.bank_version();
   status.context = reply.context();
   status.queued = reply.queued();
   status.running = reply.running();
@@ -173,8 +175,9 @@ absl::StatusOr<WorkerClient::Status> WorkerClient::GetStatus() {
   return status;
 }
 
-absl::StatusOr<std::string> WorkerClient::UseBankVersion(const std::string& bank_version, bool check_only) {
+absl::StatusOr<std::string> WorkerClient::UseBankVersion(const std::string& bank, const std::string& bank_version, bool check_only) {
   v1::UseBankVersionRequest request;
+  request.set_bank(bank);
   request.set_bank_version(bank_version);
   request.set_check_only(check_only);
   v1::UseBankVersionReply reply;

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -72,7 +73,8 @@ class WorkerClient {
     uint32_t context_tokens = 0;
   };
   struct Status {
-    std::string model, anchor_fingerprint, bank_id, bank_version;
+    std::string model, anchor_fingerprint, bank_id, bank_version;          // of the first bank
+    std::map<std::string, std::string> bank_versions;                      // of each, by name
     uint32_t context = 0, queued = 0, running = 0;
     uint64_t kv_tokens = 0, generated_tokens = 0;
     bool draining = false;
@@ -88,8 +90,8 @@ class WorkerClient {
   absl::StatusOr<std::vector<int32_t>> Tokenize(const std::string& text, bool parse_special = false);
   absl::StatusOr<std::string> Detokenize(const std::vector<int32_t>& ids, bool keep_special = false);
   absl::StatusOr<Status> GetStatus();
-  // New sequences get this version (empty: the live head), those in flight keep theirs; which one they got before.
-  absl::StatusOr<std::string> UseBankVersion(const std::string& bank_version, bool check_only);
+  // New sequences get this version (empty: the live head) of the bank (empty: the first), those in flight keep theirs; which one they got before.
+  absl::StatusOr<std::string> UseBankVersion(const std::string& bank, const std::string& bank_version, bool check_only);
   // Refuses new work; how many sequences were left at the timeout.
   absl::StatusOr<uint32_t> Drain(std::chrono::milliseconds timeout);
 

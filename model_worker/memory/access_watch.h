@@ -29,6 +29,7 @@ class AccessWatch {
   // UNAVAILABLE when the lease is over.
   absl::Status CheckLease() const ABSL_LOCKS_EXCLUDED(mu_);
   bool IsBlocked(BlockId id) const ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Duration lease() const { return lease_; }
 
  private:
   void Look() ABSL_LOCKS_EXCLUDED(mu_);

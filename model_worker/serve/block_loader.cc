@@ -30,6 +30,7 @@ BlockLoader::BlockLoader(MemoryClient* client, BlockLoaderOptions options)
 void BlockLoader::Load(const std::string& bank_version, const std::vector<BlockId>& ids, Done done) {
   auto request = std::make_shared<Request>();
   request->handles.resize(ids.size());
+  const uint64_t access_epoch = AccessEpoch();
   std::vector<std::pair<Key, BlockHandle>> to_fetch;
   bool resident = false;
   {
@@ -46,7 +47,7 @@ void BlockLoader::Load(const std::string& bank_version, const std::vector<BlockI
         continue;
       }
       ++request->missing;
-      entry.waiters.push_back({request, i});
+      entry.waiters.push_back({request, i, access_epoch});
       if (entry.loading) continue;
       entry.loading = true;
       to_fetch.emplace_back(key, entry.block);
@@ -68,32 +69,39 @@ bool BlockLoader::MayUse(const Entry& entry, const std::string& bank_version) co
 }
 
 void BlockLoader::Fetch(const Key& key, BlockHandle current) {
-  const uint64_t access_epoch = options_.access == nullptr ? 0 : options_.access->epoch();
+  const uint64_t access_epoch = AccessEpoch();
   absl::StatusOr<BlockHandle> fetched = FetchOne(key, current);
   current.reset();
   std::vector<std::shared_ptr<Request>> complete;
+  bool again = false;
   {
     absl::MutexLock lock(&mu_);
     auto it = entries_.find(key);
     Entry& entry = it->second;
-    entry.loading = false;
     if (fetched.ok()) entry.access_epoch = access_epoch;
     for (const Waiter& waiter : std::exchange(entry.waiters, {})) {
+      if (waiter.access_epoch > access_epoch) {  // came after the access table had changed: the servers are asked again
+        entry.waiters.push_back(waiter);
+        continue;
+      }
+      absl::Status& status = waiter.request->status;
       if (fetched.ok()) {
         waiter.request->handles[waiter.index] = *fetched;
-      } else {
-        waiter.request->status.Update(fetched.status());
+      } else if (status.ok() || absl::IsPermissionDenied(fetched.status())) {
+        status = fetched.status();
       }
       if (--waiter.request->missing == 0) complete.push_back(waiter.request);
     }
+    again = entry.loading = !entry.waiters.empty();
     if (fetched.ok() && *fetched != entry.block) {
       if (entry.block != nullptr) bytes_ -= entry.block->values.nbytes();
       bytes_ += (*fetched)->values.nbytes();
       entry.block = *std::move(fetched);
-    } else if (entry.block == nullptr) {
+    } else if (entry.block == nullptr && !again) {
       recency_.erase(entry.used);
       entries_.erase(it);
     }
+    if (again) pool_.Schedule([this, key, current = entry.block]() mutable { Fetch(key, std::move(current)); });
     Evict();
   }
   for (const std::shared_ptr<Request>& request : complete) {

@@ -39,7 +39,8 @@ class BlockLoader {
   BlockLoader(MemoryClient* client, BlockLoaderOptions options);
 
   // Calls `done` once, with one handle per id in order, all of one bank version (empty: the live head): on this thread when all are resident,
-  // else from a loader thread. Ids are distinct.
+  // else from a loader thread. Ids are distinct. With an access watch the servers served each block at the epoch of this call or a later one.
+  // When several blocks fail, PERMISSION_DENIED goes before other errors.
   void Load(const std::string& bank_version, const std::vector<BlockId>& ids, Done done) ABSL_LOCKS_EXCLUDED(mu_);
 
   std::vector<BlockId> ResidentBlocks() const ABSL_LOCKS_EXCLUDED(mu_);  // of any version, sorted
@@ -56,6 +57,7 @@ class BlockLoader {
   struct Waiter {
     std::shared_ptr<Request> request;
     size_t index;
+    uint64_t access_epoch;                // of the call
   };
   struct Entry {
     BlockHandle block;                    // what is resident, if anything
@@ -68,6 +70,7 @@ class BlockLoader {
   void Fetch(const Key& key, BlockHandle current) ABSL_LOCKS_EXCLUDED(mu_);
   torch::Tensor ToValues(const BlockFetch& fetched, const torch::Tensor& payload) const;
   absl::StatusOr<BlockHandle> FetchOne(const Key& key, const BlockHandle& current) const;
+  uint64_t AccessEpoch() const { return options_.access == nullptr ? 0 : options_.access->epoch(); }
   bool MayUse(const Entry& entry, const std::string& bank_version) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Evict() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 

@@ -20,6 +20,7 @@
 namespace membank {
 
 class AccessWatch;
+class MemoryClient;
 
 struct SamplingParameters {
   uint32_t max_tokens = 16;            // 0 = only read the prompt
@@ -40,6 +41,7 @@ struct MemoryChoice {
   BlockPath path;
   std::vector<uint32_t> levels;             // only these; empty = all
   std::optional<std::string> bank_version;  // of all blocks of the sequence, to its end; not set: the one in use when it is submitted
+  std::vector<MemoryChoice> stacked;        // of the stacked banks, in the engine's order; of those that are not there nothing is used
 };
 
 struct GenerateTask {
@@ -78,6 +80,8 @@ struct GenerateSummary {
 class GenerateSink {
  public:
   virtual ~GenerateSink() = default;
+  // Before all output: the memory servers refuse this worker the blocks of a stacked bank (1 = the first of them); the answer is made without.
+  virtual void OnLeftOut(size_t bank) = 0;
   virtual void OnOutput(GenerateOutput output) = 0;
   virtual void OnEnd(const absl::Status& status, const GenerateSummary& summary) = 0;
 };
@@ -92,8 +96,16 @@ struct ScoreOutcome {
   std::vector<float> logprobs;         // of the continuation's tokens
   double sum = 0;
   bool is_greedy = true;
+  std::vector<size_t> left_out;        // stacked banks, as GenerateSink::OnLeftOut
 };
 using ScoreCallback = std::function<void(absl::StatusOr<std::vector<ScoreOutcome>>)>;
+
+// A bank as an engine serves it; client and watch outlive the engine.
+struct ServedBank {
+  MemoryClient* client = nullptr;
+  std::string version;                 // published version to begin with; empty = the live head
+  const AccessWatch* access = nullptr; // what is blocked, and when rights change. Null: cached blocks are used for ever
+};
 
 struct EngineOptions {
   uint32_t context = 0;                // tokens of a sequence; 0 = what the anchor was made for
@@ -102,18 +114,21 @@ struct EngineOptions {
   uint64_t max_queued_tokens = 262144; // waiting prompt tokens; beyond it RESOURCE_EXHAUSTED
   uint64_t kv_cache_tokens = 65536;    // reserved by all running sequences together
   uint32_t threads = 0;                // compute threads; 0 = one per core
-  std::string bank_version;            // published version to begin with; empty = the live head
-  uint64_t block_cache_bytes = 2ull << 30;  // blocks that no sequence uses are dropped beyond it
-  uint32_t fetch_threads = 4;          // blocks fetched at once
+  uint64_t block_cache_bytes = 2ull << 30;  // of each bank; blocks that no sequence uses are dropped beyond it
+  uint32_t fetch_threads = 4;          // blocks of a bank fetched at once
   absl::Duration fetch_timeout = absl::Seconds(30);
-  const AccessWatch* access = nullptr; // what is blocked; outlives the engine. Null: cached blocks are used for ever
+};
+
+// What a bank has in the worker's memory.
+struct ResidentBank {
+  std::vector<BlockId> blocks;
+  uint64_t bytes = 0;
 };
 
 struct EngineStatus {
   uint32_t queued = 0, running = 0;
   uint64_t queued_tokens = 0, kv_tokens = 0;
-  std::vector<BlockId> resident_blocks;
-  uint64_t resident_bytes = 0;
+  std::vector<ResidentBank> resident;  // one per bank
   uint64_t generated_tokens = 0, prompt_tokens = 0;   // since the start
   bool draining = false;
 };
@@ -121,7 +136,7 @@ struct EngineStatus {
 // Facts that never change while the engine lives.
 struct EngineFacts {
   std::string anchor_fingerprint;
-  std::optional<BankSpec> bank;        // not set: no memory
+  std::vector<BankSpec> banks;         // the first, then those stacked on it; empty: no memory
   uint32_t context = 0;
   int32_t vocab = 0;                   // the tokenizer's; the anchor's may be padded to more
 };
@@ -136,14 +151,15 @@ class Engine {
   virtual absl::StatusOr<uint64_t> Score(std::vector<ScoreTask> tasks, absl::Time deadline, ScoreCallback done) = 0;
   virtual void Cancel(uint64_t ticket) = 0;
 
-  // The blocks that `memory` joins to the anchor; checks the path.
-  virtual absl::StatusOr<std::vector<BlockId>> BlocksOf(const MemoryChoice& memory) const = 0;
+  // The blocks that `memory` (its `stacked` is not looked at) joins to the anchor from bank number `bank`, 0 = the first; checks the path.
+  virtual absl::StatusOr<std::vector<BlockId>> BlocksOf(size_t bank, const MemoryChoice& memory) const = 0;
 
-  // The version that new sequences get; empty = the live head.
-  virtual std::string bank_version() const = 0;
-  // New sequences get this version from now on, those in flight keep theirs; which one they got before. Asks the memory servers, so it may
-  // take seconds. NOT_FOUND lists the versions that every server has. `check_only`: nothing is changed.
-  virtual absl::StatusOr<std::string> UseBankVersion(const std::string& bank_version, bool check_only) = 0;
+  // The version of each bank that new sequences get; empty = the live head.
+  virtual std::vector<std::string> bank_versions() const = 0;
+  // New sequences get this version of the bank (by name; empty: the first one) from now on, those in flight keep theirs; which one they got
+  // before. Asks the memory servers, so it may take seconds. NOT_FOUND lists the banks, or the versions that every server has. `check_only`:
+  // nothing is changed.
+  virtual absl::StatusOr<std::string> UseBankVersion(const std::string& bank, const std::string& bank_version, bool check_only) = 0;
 
   // Refuses new work from now on; returns when idle or at the deadline: how many sequences are left.
   virtual uint32_t Drain(absl::Time deadline) = 0;
@@ -153,11 +169,10 @@ class Engine {
   virtual const EngineOptions& options() const = 0;
 };
 
-class MemoryClient;
-
-// Loads the anchor and starts the engine's thread. `client` is null for a worker without memory; it and the tokenizer must outlive the
-// engine. FAILED_PRECONDITION when bank and anchor, or tokenizer and anchor, do not belong together (both named).
-absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const std::string& anchor_path, DType dtype, MemoryClient* client,
+// Loads the anchor and starts the engine's thread. `banks`: the first, then those stacked on it; none for a worker without memory. They and
+// the tokenizer must outlive the engine. FAILED_PRECONDITION when bank and anchor, or tokenizer and anchor, do not belong together (both
+// named), or two banks have one name.
+absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const std::string& anchor_path, DType dtype, const std::vector<ServedBank>& banks,
                                                    const Tokenizer* tokenizer, const EngineOptions& options);
 
 }  // namespace membank

@@ -11,10 +11,6 @@
 namespace membank {
 namespace {
 
-constexpr std::chrono::seconds kVersionsTimeout{10};  // of the memory servers, to say which versions they have
-
-std::string VersionName(const std::string& version) { return version.empty() ? "(live head)" : version; }
-
 double Milliseconds(absl::Time from, absl::Time to) { return from == absl::InfinitePast() ? 0 : absl::ToDoubleMilliseconds(to - from); }
 
 uint64_t KvTokens(const std::vector<std::unique_ptr<Sequence>>& running) {
@@ -23,28 +19,15 @@ uint64_t KvTokens(const std::vector<std::unique_ptr<Sequence>>& running) {
   return tokens;
 }
 
-absl::Status CheckBank(const BankSpec& bank, const AnchorWeights& anchor) {
-  const ModelConfig& config = anchor.config;
-  if (bank.layers != config.layers || bank.hidden != config.hidden) {
-    return FailedPrecondition("bank {} was made for {} layers of hidden size {}, the anchor has {} of {}; serve it with its own anchor",
-                              bank.bank_id, bank.layers, bank.hidden, config.layers, config.hidden);
-  }
-  if (bank.anchor_fingerprint != anchor.origin) {
-    return FailedPrecondition("bank {} was trained beside the anchor with fingerprint {}, this one's is {}; serve it with its own anchor",
-                              bank.bank_id, bank.anchor_fingerprint, anchor.origin);
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const std::string& anchor_path, DType dtype, MemoryClient* client,
+absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const std::string& anchor_path, DType dtype, const std::vector<ServedBank>& banks,
                                                    const Tokenizer* tokenizer, const EngineOptions& options) {
   ASSIGN_OR_RETURN(AnchorWeights weights, LoadAnchor(anchor_path, TorchDtype(dtype)));
-  return ModelEngine::Create(std::make_unique<Transformer>(std::move(weights), /*train_anchor=*/false), client, tokenizer, options);
+  return ModelEngine::Create(std::make_unique<Transformer>(std::move(weights), /*train_anchor=*/false), banks, tokenizer, options);
 }
 
-absl::StatusOr<std::unique_ptr<Engine>> ModelEngine::Create(std::unique_ptr<Transformer> model, MemoryClient* client,
+absl::StatusOr<std::unique_ptr<Engine>> ModelEngine::Create(std::unique_ptr<Transformer> model, const std::vector<ServedBank>& banks,
                                                             const Tokenizer* tokenizer, const EngineOptions& options) {
   const AnchorWeights& weights = model->weights();
   if (tokenizer->vocab_size() > weights.config.vocab) {
@@ -55,25 +38,20 @@ absl::StatusOr<std::unique_ptr<Engine>> ModelEngine::Create(std::unique_ptr<Tran
     return InvalidArgument("context is {}; the anchor was made for at most {}", options.context, weights.config.context);
   }
   std::unique_ptr<ModelEngine> engine(new ModelEngine(std::move(model), tokenizer, options));
-  if (client != nullptr) {
-    RETURN_IF_ERROR(CheckBank(client->spec(), engine->model_->weights()));
-    engine->client_ = client;
-    engine->facts_.bank = client->spec();
-    engine->step_options_.widths = client->spec().widths;
-    BlockLoaderOptions loader;
-    loader.dtype = engine->model_->dtype();
-    loader.capacity_bytes = options.block_cache_bytes;
-    loader.threads = static_cast<int>(options.fetch_threads);
-    loader.timeout = options.fetch_timeout;
-    loader.access = options.access;
-    engine->loader_ = std::make_unique<BlockLoader>(client, loader);
-  }
+  BlockLoaderOptions loader;
+  loader.dtype = engine->model_->dtype();
+  loader.capacity_bytes = options.block_cache_bytes;
+  loader.threads = static_cast<int>(options.fetch_threads);
+  loader.timeout = options.fetch_timeout;
+  ASSIGN_OR_RETURN(engine->banks_, BankStack::Create(banks, engine->model_->weights(), loader));
+  for (const ServedBank& bank : banks) engine->facts_.banks.push_back(bank.client->spec());
+  engine->step_options_.widths = engine->banks_->Widths();
   engine->thread_ = std::thread([raw = engine.get()] { raw->Run(); });
   return engine;
 }
 
 ModelEngine::ModelEngine(std::unique_ptr<Transformer> model, const Tokenizer* tokenizer, const EngineOptions& options)
-    : options_(options), tokenizer_(tokenizer), model_(std::move(model)), bank_version_(options.bank_version) {
+    : options_(options), tokenizer_(tokenizer), model_(std::move(model)) {
   const ModelConfig& config = model_->config();
   facts_.anchor_fingerprint = model_->weights().fingerprint;
   facts_.context = options.context > 0 ? options.context : static_cast<uint32_t>(config.context);
@@ -94,33 +72,6 @@ ModelEngine::~ModelEngine() {
 
 // --- Submission ----------------------------------------------------------------------------------------------------------
 
-absl::StatusOr<std::vector<BlockId>> ModelEngine::BlocksOf(const MemoryChoice& memory) const {
-  const BlockPath& path = memory.path;
-  if (path.mode == MemoryMode::kNone) return std::vector<BlockId>();
-  if (!facts_.bank.has_value()) {
-    return FailedPrecondition("this worker serves its anchor without a bank; memory '{}' is not possible, only 'none'",
-                              path.mode == MemoryMode::kGeneric ? "generic" : "fetched");
-  }
-  const BankSpec& bank = *facts_.bank;
-  if (path.mode == MemoryMode::kFetched) {
-    const uint32_t leaves = ClusterCount(bank.fan_out, bank.depth());
-    if (path.depth != bank.depth() || path.leaf >= leaves) {
-      return InvalidArgument("unknown path: leaf {} of depth {}; bank {} has depth {} and leaves 0 to {}", path.leaf, path.depth,
-                             bank.bank_id, bank.depth(), leaves - 1);
-    }
-  }
-  for (uint32_t level : memory.levels) {
-    if (level < 1 || level > bank.depth()) {
-      return InvalidArgument("unknown level {}; bank {} has levels 1 to {}", level, bank.bank_id, bank.depth());
-    }
-  }
-  std::vector<BlockId> blocks = bank.BlocksOf(path);
-  if (!memory.levels.empty()) {
-    std::erase_if(blocks, [&](BlockId id) { return std::find(memory.levels.begin(), memory.levels.end(), id.level) == memory.levels.end(); });
-  }
-  return blocks;
-}
-
 absl::Status ModelEngine::CheckTokens(const std::vector<int32_t>& tokens) const {
   if (tokens.empty()) return InvalidArgument("the prompt has no tokens; at least one is needed");
   for (size_t i = 0; i < tokens.size(); ++i) {
@@ -140,8 +91,7 @@ absl::StatusOr<uint64_t> ModelEngine::Generate(GenerateTask task, std::shared_pt
                            task.prompt.size(), needed, facts_.context);
   }
   auto sequence = std::make_unique<Sequence>();
-  ASSIGN_OR_RETURN(sequence->block_ids, BlocksOf(task.memory));
-  sequence->bank_version = task.memory.bank_version.value_or(bank_version());
+  ASSIGN_OR_RETURN(sequence->memory, banks_->UsesOf(task.memory));
   sequence->deadline = task.deadline;
   sequence->prompt = task.prompt.size();
   const uint64_t length = std::min<uint64_t>(facts_.context, sequence->prompt + uint64_t{task.sampling.max_tokens});
@@ -176,8 +126,7 @@ absl::StatusOr<uint64_t> ModelEngine::Score(std::vector<ScoreTask> tasks, absl::
         return InvalidArgument("context and continuation have {} tokens; the context holds {}: shorten them", task.tokens.size(),
                                facts_.context);
       }
-      ASSIGN_OR_RETURN(sequence->block_ids, BlocksOf(task.memory));
-      sequence->bank_version = task.memory.bank_version.value_or(bank_version());
+      ASSIGN_OR_RETURN(sequence->memory, banks_->UsesOf(task.memory));
       sequence->reserved = task.tokens.size() <= options_.prefill_tokens ? 0 : task.tokens.size();
       if (sequence->reserved > options_.kv_cache_tokens) {
         return InvalidArgument("{} tokens need as much KV cache, the worker has {}; score shorter texts", sequence->reserved,
@@ -225,26 +174,6 @@ void ModelEngine::Cancel(uint64_t ticket) {
   if (sequences_ > 0) cancelled_.insert(ticket);
 }
 
-std::string ModelEngine::bank_version() const {
-  absl::MutexLock lock(&mu_);
-  return bank_version_;
-}
-
-absl::StatusOr<std::string> ModelEngine::UseBankVersion(const std::string& bank_version, bool check_only) {
-  if (client_ == nullptr) return FailedPrecondition("this worker serves its anchor without a bank; there is no version to use");
-  if (!bank_version.empty()) {
-    ASSIGN_OR_RETURN(const std::vector<std::string> versions, client_->ListVersions(kVersionsTimeout));
-    if (std::find(versions.begin(), versions.end(), bank_version) == versions.end()) {
-      return NotFound("bank version \"{}\" is not on every memory server; these are: {}", bank_version,
-                      versions.empty() ? "none" : fmt::format("{}", fmt::join(versions, ", ")));
-    }
-  }
-  absl::MutexLock lock(&mu_);
-  if (check_only) return bank_version_;
-  LOG_INFO("new sequences get bank version {} after {}", VersionName(bank_version), VersionName(bank_version_));
-  return std::exchange(bank_version_, bank_version);
-}
-
 uint32_t ModelEngine::Drain(absl::Time deadline) {
   absl::MutexLock lock(&mu_);
   draining_ = true;
@@ -262,10 +191,7 @@ EngineStatus ModelEngine::GetStatus() const {
     status.queued = sequences_ - std::min(sequences_, status.running);
     status.draining = draining_;
   }
-  if (loader_ != nullptr) {
-    status.resident_blocks = loader_->ResidentBlocks();
-    status.resident_bytes = loader_->resident_bytes();
-  }
+  for (size_t i = 0; i < banks_->size(); ++i) status.resident.push_back({banks_->loader(i).ResidentBlocks(), banks_->loader(i).resident_bytes()});
   return status;
 }
 
@@ -309,14 +235,12 @@ bool ModelEngine::ReadMail() {
   }
   for (SequencePtr& sequence : arrived) waiting_.push_back(std::move(sequence));
   for (Loaded& result : loaded) {
-    auto it = std::find_if(waiting_.begin(), waiting_.end(), [&](const SequencePtr& sequence) { return sequence->id == result.id; });
-    if (it == waiting_.end()) continue;  // cancelled meanwhile
-    if (result.blocks.ok()) {
-      (*it)->blocks = *std::move(result.blocks);
-      (*it)->state = Sequence::State::kReady;
-    } else {
-      (*it)->End(FinishReason::kCancelled, result.blocks.status());
-    }
+    const auto is_its = [&](const SequencePtr& sequence) { return sequence->id == result.id; };
+    if (const auto it = std::find_if(waiting_.begin(), waiting_.end(), is_its); it != waiting_.end()) {
+      TakeBlocks(**it, std::move(result));
+    } else if (const auto runs = std::find_if(running_.begin(), running_.end(), is_its); runs != running_.end()) {
+      TakeVerdict(**runs, result);
+    }  // else cancelled meanwhile
   }
   const absl::Time now = absl::Now();
   auto end_if_due = [&](Sequence& sequence) {
@@ -330,20 +254,61 @@ bool ModelEngine::ReadMail() {
   for (SequencePtr& sequence : waiting_) end_if_due(*sequence);
   for (SequencePtr& sequence : running_) {
     end_if_due(*sequence);
-    if (const absl::Status allowed = CheckBlocks(*sequence); !allowed.ok()) sequence->End(FinishReason::kCancelled, allowed);
+    CheckMemory(*sequence, now);
   }
   return !stopping;
 }
 
-// What a sequence computed with may have been blocked since.
-absl::Status ModelEngine::CheckBlocks(const Sequence& sequence) const {
-  if (options_.access == nullptr || sequence.blocks.empty()) return absl::OkStatus();
-  for (const BlockHandle& block : sequence.blocks) {
-    if (!block->blocked && options_.access->IsBlocked(block->id)) {
-      return Aborted("block {} was blocked while the answer was made with it; ask again", ToString(block->id));
+// The blocks of one bank for a sequence that waits for them. A stacked bank that refuses them is left out; other errors end the sequence.
+void ModelEngine::TakeBlocks(Sequence& sequence, Loaded result) {
+  BankUse& use = sequence.memory[result.use];
+  use.asked_at = absl::InfiniteFuture();
+  if (result.blocks.ok()) {
+    use.blocks = *std::move(result.blocks);
+    use.seen_epoch = use.asked_epoch;
+  } else if (use.bank > 0 && absl::IsPermissionDenied(result.blocks.status())) {
+    use.ids.clear();
+    if (sequence.generation != nullptr) {
+      sequence.generation->sink->OnLeftOut(use.bank);
+    } else {
+      sequence.group->outcomes[sequence.item].left_out.push_back(use.bank);
+    }
+  } else {
+    sequence.End(FinishReason::kCancelled, result.blocks.status());
+  }
+  if (--sequence.loading == 0) sequence.state = Sequence::State::kReady;
+}
+
+// The answer for a running sequence that was asked whether the right to its blocks is still there.
+void ModelEngine::TakeVerdict(Sequence& sequence, const Loaded& result) {
+  BankUse& use = sequence.memory[result.use];
+  use.asked_at = absl::InfiniteFuture();
+  use.seen_epoch = use.asked_epoch;
+  if (result.blocks.ok()) return;
+  const absl::Status& status = result.blocks.status();
+  sequence.End(FinishReason::kCancelled, !absl::IsPermissionDenied(status) ? status
+                                             : Aborted("the right to read was lost while the answer was made: {}; ask again", std::string(status.message())));
+}
+
+// What a sequence computes with may have been blocked since, or the right to read it may be gone.
+void ModelEngine::CheckMemory(Sequence& sequence, absl::Time now) {
+  for (size_t i = 0; i < sequence.memory.size() && !sequence.ended; ++i) {
+    BankUse& use = sequence.memory[i];
+    absl::Status status = banks_->Check(use);
+    if (status.ok()) status = banks_->CheckAnswered(use, now);
+    if (!status.ok()) {
+      sequence.End(FinishReason::kCancelled, status);
+    } else if (!use.blocks.empty() && use.asked_at == absl::InfiniteFuture() && !banks_->RightSeen(use)) {
+      AskForBlocks(sequence, i);
     }
   }
-  return options_.access->CheckLease();
+}
+
+void ModelEngine::AskForBlocks(Sequence& sequence, size_t use) {
+  banks_->Load(&sequence.memory[use], [this, id = sequence.id, use](absl::StatusOr<std::vector<BlockHandle>> blocks) {
+    absl::MutexLock lock(&mu_);
+    loaded_.push_back({id, use, std::move(blocks)});
+  });
 }
 
 // Nothing runs, and of the sequences that may be admitted next all wait for their blocks.
@@ -381,22 +346,33 @@ void ModelEngine::StartLoads() {
   for (size_t i = 0; i < ahead; ++i) {
     Sequence& sequence = *waiting_[i];
     if (sequence.state != Sequence::State::kQueued) continue;
-    if (sequence.block_ids.empty()) {
-      sequence.state = Sequence::State::kReady;
-      continue;
+    for (size_t use = 0; use < sequence.memory.size(); ++use) {
+      if (sequence.memory[use].ids.empty() || !sequence.memory[use].blocks.empty()) continue;
+      ++sequence.loading;
+      AskForBlocks(sequence, use);
     }
-    sequence.state = Sequence::State::kLoading;
-    loader_->Load(sequence.bank_version, sequence.block_ids, [this, id = sequence.id](absl::StatusOr<std::vector<BlockHandle>> blocks) {
-      absl::MutexLock lock(&mu_);
-      loaded_.push_back({id, std::move(blocks)});
-    });
+    sequence.state = sequence.loading == 0 ? Sequence::State::kReady : Sequence::State::kLoading;
   }
+}
+
+// While it waited for room, rights to what it had loaded may have gone: such blocks are asked for again before it runs.
+bool ModelEngine::LoseStaleBlocks(Sequence& sequence) const {
+  for (BankUse& use : sequence.memory) {
+    if (use.blocks.empty() || banks_->RightSeen(use)) continue;
+    use.blocks.clear();
+    sequence.state = Sequence::State::kQueued;
+  }
+  return sequence.state == Sequence::State::kQueued;
 }
 
 void ModelEngine::Admit() {
   for (auto it = waiting_.begin(); it != waiting_.end() && running_.size() < options_.max_running;) {
     Sequence& sequence = **it;
     if (sequence.state != Sequence::State::kReady) {
+      ++it;
+      continue;
+    }
+    if (LoseStaleBlocks(sequence)) {
       ++it;
       continue;
     }
@@ -450,7 +426,7 @@ void ModelEngine::Finish(SequencePtr sequence) {
   static auto& first_token = GetLatency("membank_worker_first_token_seconds", "Time from arrival to the first new token");
   const bool was_waiting = sequence->state != Sequence::State::kRunning;
   sequence->cache = KvCache();
-  sequence->blocks.clear();
+  sequence->memory.clear();
   {
     absl::MutexLock lock(&mu_);
     if (was_waiting) queued_tokens_ -= sequence->prompt;

@@ -12,7 +12,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
-#include "model_worker/serve/block_loader.h"
+#include "model_worker/serve/bank_stack.h"
 #include "model_worker/serve/sequence.h"
 #include "model_worker/serve/step.h"
 
@@ -20,17 +20,19 @@ namespace membank {
 
 class ModelEngine final : public Engine {
  public:
-  // Checks that anchor, bank and tokenizer belong together. `client` may be null.
-  static absl::StatusOr<std::unique_ptr<Engine>> Create(std::unique_ptr<Transformer> model, MemoryClient* client,
+  // As LoadEngine.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(std::unique_ptr<Transformer> model, const std::vector<ServedBank>& banks,
                                                         const Tokenizer* tokenizer, const EngineOptions& options);
   ~ModelEngine() override;
 
   absl::StatusOr<uint64_t> Generate(GenerateTask task, std::shared_ptr<GenerateSink> sink) override;
   absl::StatusOr<uint64_t> Score(std::vector<ScoreTask> tasks, absl::Time deadline, ScoreCallback done) override;
   void Cancel(uint64_t ticket) override;
-  absl::StatusOr<std::vector<BlockId>> BlocksOf(const MemoryChoice& memory) const override;
-  std::string bank_version() const override ABSL_LOCKS_EXCLUDED(mu_);
-  absl::StatusOr<std::string> UseBankVersion(const std::string& bank_version, bool check_only) override ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<std::vector<BlockId>> BlocksOf(size_t bank, const MemoryChoice& memory) const override { return banks_->BlocksOf(bank, memory); }
+  std::vector<std::string> bank_versions() const override { return banks_->Versions(); }
+  absl::StatusOr<std::string> UseBankVersion(const std::string& bank, const std::string& bank_version, bool check_only) override {
+    return banks_->UseVersion(bank, bank_version, check_only);
+  }
   uint32_t Drain(absl::Time deadline) override;
   EngineStatus GetStatus() const override;
   const EngineFacts& facts() const override { return facts_; }
@@ -38,7 +40,8 @@ class ModelEngine final : public Engine {
 
  private:
   struct Loaded {
-    uint64_t id;
+    uint64_t id;   // of the sequence
+    size_t use;    // of its memory
     absl::StatusOr<std::vector<BlockHandle>> blocks;
   };
   using SequencePtr = std::unique_ptr<Sequence>;
@@ -53,9 +56,13 @@ class ModelEngine final : public Engine {
   // The engine's thread.
   void Run();
   bool ReadMail();             // false: stop
-  absl::Status CheckBlocks(const Sequence& sequence) const;
+  void TakeBlocks(Sequence& sequence, Loaded result);
+  static void TakeVerdict(Sequence& sequence, const Loaded& result);
+  void CheckMemory(Sequence& sequence, absl::Time now);
+  void AskForBlocks(Sequence& sequence, size_t use);
   void TakeOutEnded();
   void StartLoads();
+  bool LoseStaleBlocks(Sequence& sequence) const;
   void Admit();
   void Step();
   void Finish(SequencePtr sequence);
@@ -65,7 +72,6 @@ class ModelEngine final : public Engine {
 
   const EngineOptions options_;
   const Tokenizer* const tokenizer_;
-  MemoryClient* client_ = nullptr;  // null: no memory
   EngineFacts facts_;
 
   // The engine thread's own.
@@ -82,12 +88,11 @@ class ModelEngine final : public Engine {
   uint64_t next_id_ ABSL_GUARDED_BY(mu_) = 1;
   uint64_t queued_tokens_ ABSL_GUARDED_BY(mu_) = 0;
   uint32_t sequences_ ABSL_GUARDED_BY(mu_) = 0;                   // accepted and not ended
-  std::string bank_version_ ABSL_GUARDED_BY(mu_);                 // of new sequences
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   EngineStatus status_ ABSL_GUARDED_BY(mu_);
 
-  std::unique_ptr<BlockLoader> loader_;  // after mu_: its threads call back
+  std::unique_ptr<BankStack> banks_;  // after mu_: its threads call back
   std::thread thread_;
 };
 

@@ -6,8 +6,8 @@
 #include <utility>
 #include <vector>
 
-#include "model_worker/memory/block_cache.h"
 #include "model_worker/model/transformer.h"
+#include "model_worker/serve/bank_stack.h"
 #include "model_worker/serve/engine.h"
 #include "model_worker/serve/sampler.h"
 #include "model_worker/serve/text_stream.h"
@@ -43,9 +43,8 @@ struct Sequence {
   std::vector<int32_t> tokens;         // prompt and what was generated
   size_t prompt = 0;                   // tokens of the prompt; of a scored item: all
   size_t done = 0;                     // tokens that went through the model
-  std::vector<BlockId> block_ids;      // one per level that is used
-  std::string bank_version;            // of all of them
-  std::vector<BlockHandle> blocks;     // the same, once loaded: pinned
+  std::vector<BankUse> memory;         // of each bank that gives it blocks, in the banks' order
+  size_t loading = 0;                  // banks whose blocks are on the way
   absl::Time submitted, deadline;
   absl::Time started = absl::InfinitePast(), first_token = absl::InfinitePast();
 

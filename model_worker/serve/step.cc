@@ -49,22 +49,24 @@ std::vector<Part> ChooseParts(const StepOptions& options, const std::vector<Sequ
   return parts;
 }
 
-// The batch's memory: per level, each distinct block once with the rows that use it.
+// The batch's memory: per level of each bank, each distinct block once with the rows that use it.
 MemoryBatch GroupMemory(const std::vector<uint32_t>& widths, const std::vector<Part>& parts) {
   MemoryBatch memory(widths.size());
   for (size_t level = 0; level < widths.size(); ++level) memory[level].width = widths[level];
   absl::flat_hash_map<const ResidentBlock*, size_t> group_of;
   for (const Part& part : parts) {
     const std::pair<int64_t, int64_t> rows = {part.row, part.row + static_cast<int64_t>(part.to - part.from)};
-    for (const BlockHandle& block : part.sequence->blocks) {
-      std::vector<MemoryGroup>& groups = memory[block->id.level - 1].groups;
-      auto [it, added] = group_of.try_emplace(block.get(), groups.size());
-      if (added) groups.push_back({block->values, torch::Tensor(), {}});
-      auto& ranges = groups[it->second].rows;
-      if (!ranges.empty() && ranges.back().second == rows.first) {
-        ranges.back().second = rows.second;
-      } else {
-        ranges.push_back(rows);
+    for (const BankUse& use : part.sequence->memory) {
+      for (const BlockHandle& block : use.blocks) {
+        std::vector<MemoryGroup>& groups = memory[use.first_level + block->id.level - 1].groups;
+        auto [it, added] = group_of.try_emplace(block.get(), groups.size());
+        if (added) groups.push_back({block->values, torch::Tensor(), {}});
+        auto& ranges = groups[it->second].rows;
+        if (!ranges.empty() && ranges.back().second == rows.first) {
+          ranges.back().second = rows.second;
+        } else {
+          ranges.push_back(rows);
+        }
       }
     }
   }

@@ -88,8 +88,7 @@ int Main(int argc, char** argv) {
   FakeMemory memory(SpecFor(facts, weights->config));
   EngineOptions options;
   options.threads = sizes.threads;
-  options.bank_version = "v1";
-  auto engine = ModelEngine::Create(std::make_unique<Transformer>(*std::move(weights), false), &memory, tokenizer->get(), options);
+  auto engine = ModelEngine::Create(std::make_unique<Transformer>(*std::move(weights), false), {{&memory, "v1", nullptr}}, tokenizer->get(), options);
   if (!engine.ok()) {
     fmt::print(stderr, "{}\n", engine.status().ToString());
     return 1;

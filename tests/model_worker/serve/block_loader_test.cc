@@ -1,5 +1,7 @@
 #include "model_worker/serve/block_loader.h"
 
+#include <atomic>
+
 #include "absl/synchronization/blocking_counter.h"
 #include "tests/model_worker/serve/serve_fixture.h"
 
@@ -112,6 +114,40 @@ TEST_F(BlockLoaderTest, AFailureIsOneBlocksAndIsNotKept) {
   memory_.Fail({1, 1}, absl::OkStatus());
   EXPECT_EQ(memory_.fetches({1, 1}), 1);
   EXPECT_TRUE(Load({{1, 0}}).ok());
+}
+
+// Whoever asks after the access table has changed must not get what a fetch from before the change brings.
+TEST_F(BlockLoaderTest, AFetchFromBeforeAChangeOfTheAccessTableIsNotEnough) {
+  std::atomic<uint64_t> epoch{1};
+  const auto table = [&](std::chrono::milliseconds) -> absl::StatusOr<AccessTable> {
+    AccessTable table;
+    table.epoch = epoch;
+    return table;
+  };
+  AccessWatch watch(table, memory_.spec().fan_out, absl::Milliseconds(500));
+  BlockLoaderOptions options = {torch::kFloat};
+  options.access = &watch;
+  loader(options);
+  memory_.Hold({1, 0});
+  absl::BlockingCounter done(2);
+  absl::Status before, after;
+  const auto load = [&](absl::Status* status) {
+    loader().Load(version_, {{1, 0}}, [&done, status](absl::StatusOr<std::vector<BlockHandle>> blocks) {
+      *status = blocks.status();
+      done.DecrementCount();
+    });
+  };
+  load(&before);
+  while (memory_.waiting() == 0) absl::SleepFor(absl::Milliseconds(1));  // it asks at epoch 1
+  epoch = 2;
+  while (watch.epoch() < 2) absl::SleepFor(absl::Milliseconds(1));
+  load(&after);
+  memory_.FailAfter({1, 0}, 1, absl::PermissionDeniedError("block 1/0 is owned"));
+  memory_.Release();
+  done.Wait();
+  EXPECT_TRUE(before.ok()) << before;
+  EXPECT_EQ(after.code(), absl::StatusCode::kPermissionDenied) << after;
+  EXPECT_EQ(memory_.fetches({1, 0}), 2);
 }
 
 TEST_F(BlockLoaderTest, DropsTheLeastRecentlyUsedThatNobodyHolds) {

@@ -18,17 +18,13 @@ class BlockingTest : public ServeTest {
           table.epoch = blocked_ ? 2 : 1;
           if (blocked_) table.SetBlocked({1, 2}, true);
           return table;
-        }, TinySpec().fan_out, kLease) {}
+        }, TinySpec().fan_out, kLease) {
+    banks_[0].access = &watch_;
+  }
 
   void TearDown() override {
     ServeTest::TearDown();
     engine_.reset();  // before the watch
-  }
-
-  EngineOptions Watched() {
-    EngineOptions options = Options();
-    options.access = &watch_;
-    return options;
   }
 
   // What the memory servers do: the blocks first, then the acknowledgement.
@@ -38,17 +34,12 @@ class BlockingTest : public ServeTest {
     blocked_ = true;
   }
 
-  static void ExpectBitEqual(Collector& a, Collector& b) {
-    ASSERT_EQ(a.ids(), b.ids());
-    for (size_t i = 0; i < a.tokens().size(); ++i) EXPECT_EQ(*a.tokens()[i].logprob, *b.tokens()[i].logprob) << i;
-  }
-
   std::atomic<bool> blocked_{false}, away_{false};
   AccessWatch watch_;
 };
 
 TEST_F(BlockingTest, AWarmCacheAnswersAsWithZerosAfterTheLease) {
-  Start(Watched());
+  Start();
   auto before = Submit(Task("a question", Leaf(9)));  // one at a time: other rows in a matrix product may change the last bits
   ASSERT_TRUE(before->Wait().ok());
   auto other = Submit(Task("a question", Leaf(1)));
@@ -70,7 +61,7 @@ TEST_F(BlockingTest, AWarmCacheAnswersAsWithZerosAfterTheLease) {
   FakeMemory zeroed;
   zeroed.Zero({1, 2});
   zeroed.Zero({2, 9});
-  auto reference = ModelEngine::Create(std::make_unique<Transformer>(TinyAnchor(), false), &zeroed, &tokenizer_, Options());
+  auto reference = ModelEngine::Create(std::make_unique<Transformer>(TinyAnchor(), false), {{&zeroed, "v1", nullptr}}, &tokenizer_, Options());
   ASSERT_TRUE(reference.ok()) << reference.status();
   auto expected = std::make_shared<Collector>();
   ASSERT_TRUE((*reference)->Generate(Task("a question", Leaf(9)), expected).ok());
@@ -79,7 +70,7 @@ TEST_F(BlockingTest, AWarmCacheAnswersAsWithZerosAfterTheLease) {
 }
 
 TEST_F(BlockingTest, WhatRunsWithABlockedBlockEnds) {
-  Start(Watched());
+  Start();
   GenerateTask task = Task("go on", Leaf(9));
   task.sampling.max_tokens = 450;
   task.sampling.ignore_eos = true;
@@ -102,7 +93,7 @@ TEST_F(BlockingTest, WhatRunsWithABlockedBlockEnds) {
 }
 
 TEST_F(BlockingTest, WithoutNewsFromTheServersCachedBlocksAreNotUsed) {
-  Start(Watched());
+  Start();
   ASSERT_TRUE(Submit(Task("warm", Leaf(9)))->Wait().ok());
   away_ = true;
   memory_.Fail({1, 2}, Unavailable("m0 is away"));

@@ -70,7 +70,7 @@ TEST_F(ServeTest, SequencesInFlightKeepTheirBankVersion) {
   int outputs = 0;
   auto running = Submit(Task("one prompt", Leaf(7), 40), [&](const Collector*) {
     if (++outputs != 3) return;
-    EXPECT_EQ(engine_->UseBankVersion("v2", /*check_only=*/false).value(), "v1");
+    EXPECT_EQ(engine_->UseBankVersion("", "v2", /*check_only=*/false).value(), "v1");
   });
   ASSERT_TRUE(running->Wait().ok());
   auto other = Submit(Task("one prompt", Leaf(7), 40));
@@ -79,7 +79,7 @@ TEST_F(ServeTest, SequencesInFlightKeepTheirBankVersion) {
   ASSERT_TRUE(other->Wait().ok());
   EXPECT_GT(std::abs(*other->tokens()[0].logprob - *running->tokens()[0].logprob), 1e-4);
 
-  EXPECT_EQ(engine_->UseBankVersion("v1", false).value(), "v2");  // back
+  EXPECT_EQ(engine_->UseBankVersion("", "v1", false).value(), "v2");  // back
   auto running_alone = Submit(Task("one prompt", Leaf(7), 40));
   ASSERT_TRUE(running_alone->Wait().ok());
   auto waiting_alone = Submit(Task("one prompt", Leaf(5)));
@@ -90,15 +90,15 @@ TEST_F(ServeTest, SequencesInFlightKeepTheirBankVersion) {
 
 TEST_F(ServeTest, OnlyVersionsThatAreThereCanBeUsed) {
   Start();
-  const absl::Status unknown = engine_->UseBankVersion("v9", false).status();
+  const absl::Status unknown = engine_->UseBankVersion("", "v9", false).status();
   EXPECT_EQ(unknown.code(), absl::StatusCode::kNotFound);
   EXPECT_NE(unknown.message().find("\"v9\" is not on every memory server; these are: v1, v2"), std::string::npos) << unknown;
-  EXPECT_EQ(engine_->UseBankVersion("v2", /*check_only=*/true).value(), "v1");
-  EXPECT_EQ(engine_->bank_version(), "v1");
-  EXPECT_EQ(engine_->UseBankVersion("", false).value(), "v1");
-  EXPECT_EQ(engine_->bank_version(), "") << "the live head";
+  EXPECT_EQ(engine_->UseBankVersion("", "v2", /*check_only=*/true).value(), "v1");
+  EXPECT_EQ(engine_->bank_versions()[0], "v1");
+  EXPECT_EQ(engine_->UseBankVersion("", "", false).value(), "v1");
+  EXPECT_EQ(engine_->bank_versions()[0], "") << "the live head";
   Start(Options(), /*with_memory=*/false);
-  EXPECT_EQ(engine_->UseBankVersion("v1", false).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(engine_->UseBankVersion("", "v1", false).status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
 TEST_F(ServeTest, PromptsInChunksEqualPromptsAtOnce) {
@@ -158,7 +158,7 @@ TEST_F(ServeTest, ScoresEqualAFullForward) {
   ASSERT_TRUE(outcomes.ok()) << outcomes.status();
   for (size_t i = 0; i < tasks.size(); ++i) {
     const ScoreTask& task = tasks[i];
-    const torch::Tensor reference = ReferenceLogprobs(task.tokens, engine_->BlocksOf(task.memory).value());
+    const torch::Tensor reference = ReferenceLogprobs(task.tokens, engine_->BlocksOf(0, task.memory).value());
     const ScoreOutcome& outcome = (*outcomes)[i];
     ASSERT_EQ(outcome.logprobs.size(), task.tokens.size() - task.context) << i;
     double sum = 0;
@@ -383,19 +383,19 @@ TEST_F(ServeTest, ABankOfAnotherAnchorIsRefused) {
   BankSpec spec = TinySpec();
   spec.anchor_fingerprint = "other";
   FakeMemory memory(spec);
-  auto engine = ModelEngine::Create(std::make_unique<Transformer>(TinyAnchor(), false), &memory, &tokenizer_, Options());
+  auto engine = ModelEngine::Create(std::make_unique<Transformer>(TinyAnchor(), false), {{&memory, "v1", nullptr}}, &tokenizer_, Options());
   EXPECT_EQ(engine.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_NE(engine.status().message().find("other"), std::string::npos);
   spec.layers = 3;
   FakeMemory deeper(spec);
-  engine = ModelEngine::Create(std::make_unique<Transformer>(TinyAnchor(), false), &deeper, &tokenizer_, Options());
+  engine = ModelEngine::Create(std::make_unique<Transformer>(TinyAnchor(), false), {{&deeper, "v1", nullptr}}, &tokenizer_, Options());
   EXPECT_EQ(engine.status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
 TEST_F(ServeTest, DamagedWeightsAreReportedNotServed) {
   AnchorWeights weights = TinyAnchor();
   weights.layers[1].down.index_put_({0, 0}, std::nan(""));
-  auto engine = ModelEngine::Create(std::make_unique<Transformer>(std::move(weights), false), nullptr, &tokenizer_, Options());
+  auto engine = ModelEngine::Create(std::make_unique<Transformer>(std::move(weights), false), {}, &tokenizer_, Options());
   ASSERT_TRUE(engine.ok());
   engine_ = *std::move(engine);
   EXPECT_EQ(Submit(Task("x", None()))->Wait().code(), absl::StatusCode::kInternal);

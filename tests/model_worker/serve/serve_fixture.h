@@ -69,7 +69,18 @@ inline AnchorWeights TinyAnchor() {
 
 using testing_support::TinySpec;
 
-// Blocks are a function of their id. Blocks can be held back, or fail.
+// Of a second bank of the same anchor, with another tree.
+inline BankSpec PrivateSpec() {
+  BankSpec spec = TinySpec();
+  spec.bank_id = "private";
+  spec.fan_out = 2;
+  spec.widths = {4, 0, 16};
+  spec.seed = 9;
+  spec.tree_fingerprint = "another tree";
+  return spec;
+}
+
+// Blocks are a function of the bank's seed and their id. Blocks can be held back, or fail.
 class FakeMemory final : public MemoryClient {
  public:
   explicit FakeMemory(BankSpec spec = TinySpec()) : spec_(std::move(spec)) {}
@@ -81,6 +92,11 @@ class FakeMemory final : public MemoryClient {
     if (status.ok()) failing_.erase(id);
     else failing_[id] = std::move(status);
   }
+  void FailAfter(BlockId id, int fetches, absl::Status status) {  // the next `fetches` succeed
+    absl::MutexLock lock(&mu_);
+    fails_from_[id] = {fetches_[id] + fetches, std::move(status)};
+  }
+  int waiting() { absl::MutexLock lock(&mu_); return waiting_; }  // fetches that are held back
   void Block(BlockId id) { absl::MutexLock lock(&mu_); blocked_.insert(id); }   // served as blocked
   void Zero(BlockId id) { absl::MutexLock lock(&mu_); zero_.insert(id); }       // served, and all its values are zero
   void ServeAsInt8() { absl::MutexLock lock(&mu_); as_int8_ = true; }
@@ -91,7 +107,7 @@ class FakeMemory final : public MemoryClient {
 
   static std::vector<float> Values(const BankSpec& spec, BlockId id, uint64_t version) {
     std::vector<float> values(spec.BlockElements(id.level));
-    uint32_t state = id.level * 7919u + id.cluster * 104729u + static_cast<uint32_t>(version) * 31u + 1;
+    uint32_t state = id.level * 7919u + id.cluster * 104729u + static_cast<uint32_t>(version) * 31u + static_cast<uint32_t>(spec.seed) * 15485863u + 1;
     for (float& value : values) {
       state = state * 1664525u + 1013904223u;
       value = (static_cast<float>(state >> 8) / static_cast<float>(1 << 24) - 0.5f) * 0.8f;
@@ -108,8 +124,12 @@ class FakeMemory final : public MemoryClient {
       absl::MutexLock lock(&mu_);
       last_bank_version_ = options.bank_version;
       auto free = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !held_.contains(block.id); };
-      if (!mu_.AwaitWithTimeout(absl::Condition(&free), absl::FromChrono(options.timeout))) return DeadlineExceeded("held");
+      ++waiting_;
+      const bool let_go = mu_.AwaitWithTimeout(absl::Condition(&free), absl::FromChrono(options.timeout));
+      --waiting_;
+      if (!let_go) return DeadlineExceeded("held");
       ++fetches_[block.id];
+      if (auto it = fails_from_.find(block.id); it != fails_from_.end() && fetches_[block.id] > it->second.first) return it->second.second;
       if (auto it = failing_.find(block.id); it != failing_.end()) return it->second;
       const uint64_t version = options.bank_version == "v2" ? 2 : version_;
       block.version = version;
@@ -161,7 +181,9 @@ class FakeMemory final : public MemoryClient {
   absl::flat_hash_set<BlockId> held_ ABSL_GUARDED_BY(mu_), blocked_ ABSL_GUARDED_BY(mu_), zero_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<BlockId, absl::Status> failing_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<BlockId, int> fetches_ ABSL_GUARDED_BY(mu_);
+  absl::flat_hash_map<BlockId, std::pair<int, absl::Status>> fails_from_ ABSL_GUARDED_BY(mu_);
   uint64_t version_ ABSL_GUARDED_BY(mu_) = 1;
+  int waiting_ ABSL_GUARDED_BY(mu_) = 0;
   int unchanged_ ABSL_GUARDED_BY(mu_) = 0;
   bool as_int8_ ABSL_GUARDED_BY(mu_) = false;
   std::string last_bank_version_ ABSL_GUARDED_BY(mu_);
@@ -172,6 +194,11 @@ class Collector final : public GenerateSink {
   // `then` runs on the engine's thread after each output is kept.
   explicit Collector(std::function<void(const Collector*)> then = nullptr) : then_(std::move(then)) {}
 
+  void OnLeftOut(size_t bank) override {
+    absl::MutexLock lock(&mu_);
+    EXPECT_TRUE(tokens_.empty() && prompt_.empty()) << "after the first output";
+    left_out_.push_back(bank);
+  }
   void OnOutput(GenerateOutput output) override {
     Keep(std::move(output));
     if (then_ != nullptr) then_(this);
@@ -196,6 +223,7 @@ class Collector final : public GenerateSink {
   std::vector<int32_t> ids() { return Ids(tokens_); }
   const std::vector<TokenOutput>& tokens() { absl::MutexLock lock(&mu_); return tokens_; }
   const std::vector<TokenOutput>& prompt() { absl::MutexLock lock(&mu_); return prompt_; }
+  std::vector<size_t> left_out() { absl::MutexLock lock(&mu_); return left_out_; }
   const std::string& text() { absl::MutexLock lock(&mu_); return text_; }
   const GenerateSummary& summary() const { return summary_; }
 
@@ -218,6 +246,7 @@ class Collector final : public GenerateSink {
   absl::Mutex mu_;
   std::string text_;
   std::vector<TokenOutput> prompt_, tokens_;
+  std::vector<size_t> left_out_;
   absl::Status status_;
   GenerateSummary summary_;
   absl::Notification ended_;
@@ -236,14 +265,13 @@ class ServeTest : public ::testing::Test {
   static EngineOptions Options() {
     EngineOptions options;
     options.threads = 1;  // tiny matrices: more threads only wait for each other
-    options.bank_version = "v1";
     return options;
   }
 
   void Start(const EngineOptions& options = Options(), bool with_memory = true) {
     engine_.reset();
     auto model = std::make_unique<Transformer>(TinyAnchor(), false);
-    auto engine = ModelEngine::Create(std::move(model), with_memory ? &memory_ : nullptr, &tokenizer_, options);
+    auto engine = ModelEngine::Create(std::move(model), with_memory ? banks_ : std::vector<ServedBank>(), &tokenizer_, options);
     ASSERT_TRUE(engine.ok()) << engine.status();
     engine_ = *std::move(engine);
   }
@@ -266,6 +294,11 @@ class ServeTest : public ::testing::Test {
     return sink;
   }
 
+  static void ExpectBitEqual(Collector& a, Collector& b) {
+    ASSERT_EQ(a.ids(), b.ids());
+    for (size_t i = 0; i < a.tokens().size(); ++i) EXPECT_EQ(*a.tokens()[i].logprob, *b.tokens()[i].logprob) << i;
+  }
+
   absl::Status Refusal(GenerateTask task) { return engine_->Generate(std::move(task), std::make_shared<Collector>()).status(); }
 
   absl::StatusOr<std::vector<ScoreOutcome>> Score(std::vector<ScoreTask> tasks, absl::Time deadline = absl::InfiniteFuture()) {
@@ -282,6 +315,7 @@ class ServeTest : public ::testing::Test {
 
   ByteTokenizer tokenizer_;
   FakeMemory memory_;
+  std::vector<ServedBank> banks_ = {{&memory_, "v1", nullptr}};
   std::unique_ptr<Engine> engine_;
   uint64_t ticket_ = 0;   // of the last Submit
 };

@@ -26,15 +26,22 @@ TEST(WorkerOptionsTest, ChecksWhatOneRowCannot) {
   EXPECT_NE(message([](auto& o) { o.slot_map = "map"; }).find("2 of --slot-map"), std::string::npos);
   EXPECT_NE(message([](auto& o) { o.service.tls.key = "key"; }).find("--tls-key is 'key'"), std::string::npos);
   EXPECT_NE(message([](auto& o) { o.bank_version = ""; }).find("--bank-version"), std::string::npos);
+  EXPECT_NE(message([](auto& o) { o.stacked_bank_version = ""; }).find("--stacked-bank-version"), std::string::npos);
+  EXPECT_NE(message([](auto& o) { o.stacked_slot_map = "map"; }).find("--no-memory"), std::string::npos);
+  const auto two_places = [](auto& o) {
+    o.stacked_slot_map = "map";
+    o.stacked_memory_servers = {"m0"};
+  };
+  EXPECT_NE(message(two_places).find("both --stacked-slot-map and"), std::string::npos);
 }
 
 TEST(WorkerOptionsTest, ChoosesTheBankVersion) {
-  EXPECT_EQ(ChooseBankVersion("head", {}).value(), "");
-  EXPECT_EQ(ChooseBankVersion("latest", {"v9", "v10", "v2"}).value(), "v10");
-  EXPECT_EQ(ChooseBankVersion("latest", {"run-3", "run-03b", "run-12"}).value(), "run-12");
-  EXPECT_EQ(ChooseBankVersion("v2", {"v1", "v2"}).value(), "v2");
-  EXPECT_EQ(ChooseBankVersion("latest", {}).status().code(), absl::StatusCode::kFailedPrecondition);
-  const absl::Status unknown = ChooseBankVersion("v3", {"v1", "v2"}).status();
+  EXPECT_EQ(ChooseBankVersion("--bank-version", "head", {}).value(), "");
+  EXPECT_EQ(ChooseBankVersion("--bank-version", "latest", {"v9", "v10", "v2"}).value(), "v10");
+  EXPECT_EQ(ChooseBankVersion("--bank-version", "latest", {"run-3", "run-03b", "run-12"}).value(), "run-12");
+  EXPECT_EQ(ChooseBankVersion("--bank-version", "v2", {"v1", "v2"}).value(), "v2");
+  EXPECT_EQ(ChooseBankVersion("--bank-version", "latest", {}).status().code(), absl::StatusCode::kFailedPrecondition);
+  const absl::Status unknown = ChooseBankVersion("--bank-version", "v3", {"v1", "v2"}).status();
   EXPECT_EQ(unknown.code(), absl::StatusCode::kNotFound);
   EXPECT_NE(unknown.message().find("published: v1, v2"), std::string::npos) << unknown;
 }

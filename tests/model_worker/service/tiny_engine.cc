@@ -7,12 +7,13 @@ namespace {
 
 class RealTinyEngine final : public TinyEngine {
  public:
-  RealTinyEngine() {
+  explicit RealTinyEngine(bool stacked) {
     EngineOptions options;
     options.threads = 1;  // tiny matrices: more threads only wait for each other
-    options.bank_version = "v1";
     options.max_queued_tokens = 2000;
-    auto engine = ModelEngine::Create(std::make_unique<Transformer>(TinyAnchor(), false), &memory_, &tokenizer_, options);
+    std::vector<ServedBank> banks = {{&memory_, "v1", nullptr}};
+    if (stacked) banks.push_back({&private_, "v1", nullptr});
+    auto engine = ModelEngine::Create(std::make_unique<Transformer>(TinyAnchor(), false), banks, &tokenizer_, options);
     EXPECT_TRUE(engine.ok()) << engine.status();
     engine_ = *std::move(engine);
   }
@@ -21,15 +22,16 @@ class RealTinyEngine final : public TinyEngine {
   void HoldBlock(BlockId id) override { memory_.Hold(id); }
   void FailBlock(BlockId id, absl::Status status) override { memory_.Fail(id, std::move(status)); }
   void ReleaseBlocks() override { memory_.Release(); }
+  void FailPrivateBlock(BlockId id, absl::Status status) override { private_.Fail(id, std::move(status)); }
 
  private:
   ByteTokenizer tokenizer_;
-  FakeMemory memory_;
+  FakeMemory memory_, private_{PrivateSpec()};
   std::unique_ptr<Engine> engine_;
 };
 
 }  // namespace
 
-std::unique_ptr<TinyEngine> TinyEngine::Create() { return std::make_unique<RealTinyEngine>(); }
+std::unique_ptr<TinyEngine> TinyEngine::Create(bool stacked) { return std::make_unique<RealTinyEngine>(stacked); }
 
 }  // namespace membank::serve_test

@@ -1,4 +1,4 @@
-// A real engine over a tiny random model and a bank in memory, without Torch in this header.
+// A real engine over a tiny random model and a bank in memory, or two stacked on each other, without Torch in this header.
 #pragma once
 
 #include <memory>
@@ -15,8 +15,10 @@ class TinyEngine {
   virtual void HoldBlock(BlockId id) = 0;
   virtual void FailBlock(BlockId id, absl::Status status) = 0;
   virtual void ReleaseBlocks() = 0;
+  virtual void FailPrivateBlock(BlockId id, absl::Status status) = 0;
 
-  static std::unique_ptr<TinyEngine> Create();
+  // `stacked`: with a bank "private" of fan-out 2 and depth 3 behind the first one.
+  static std::unique_ptr<TinyEngine> Create(bool stacked = false);
 };
 
 }  // namespace membank::serve_test

@@ -16,7 +16,7 @@ namespace {
 
 class WorkerServiceTest : public ::testing::Test {
  protected:
-  WorkerServiceTest() : tiny_(serve_test::TinyEngine::Create()), service_(tiny_->engine(), tiny_->tokenizer(), "tiny") {
+  explicit WorkerServiceTest(bool stacked = false) : tiny_(serve_test::TinyEngine::Create(stacked)), service_(tiny_->engine(), tiny_->tokenizer(), "tiny") {
     server_ = RpcServer::Start({}, {&service_}).value();
     client_ = Client();
   }
@@ -64,6 +64,128 @@ class WorkerServiceTest : public ::testing::Test {
   std::unique_ptr<WorkerClient> client_;
 };
 
+// A second bank, "private", stacked on "tiny".
+class StackedWorkerServiceTest : public WorkerServiceTest {
+ protected:
+  StackedWorkerServiceTest() : WorkerServiceTest(true) {}
+
+  static v1::BlockPath Path(uint32_t depth, uint32_t leaf) {
+    v1::BlockPath path;
+    path.set_mode(v1::MEMORY_MODE_FETCHED);
+    path.set_depth(depth);
+    path.set_leaf(leaf);
+    return path;
+  }
+  template <typename Message>
+  static void AddPrivate(uint32_t leaf, Message* message) {
+    v1::StackedMemory& stacked = *message->add_stacked();
+    stacked.set_bank("private");
+    *stacked.mutable_path() = Path(3, leaf);
+  }
+
+  // The first chunk's start.
+  absl::StatusOr<v1::GenerateStart> Generate(const v1::GenerateRequest& request) {
+    grpc::ClientContext context;
+    auto stub = Stub();
+    auto reader = stub->Generate(&context, request);
+    v1::GenerateChunk first, chunk;
+    if (reader->Read(&first)) {
+      while (reader->Read(&chunk)) {
+      }
+    }
+    RETURN_IF_ERROR(FromGrpc(reader->Finish(), "worker"));
+    return first.start();
+  }
+  static v1::GenerateRequest Request() {
+    v1::GenerateRequest request;
+    request.mutable_prompt()->set_text("hello");
+    *request.mutable_path() = Path(2, 7);
+    request.mutable_sampling()->set_max_tokens(3);
+    return request;
+  }
+};
+
+TEST_F(StackedWorkerServiceTest, SaysOfEachBankWhatWasUsedOrWhyNot) {
+  v1::GenerateRequest request = Request();
+  auto start = Generate(request);
+  ASSERT_TRUE(start.ok()) << start.status();
+  ASSERT_EQ(start->memory().stacked_size(), 1);
+  EXPECT_EQ(start->memory().left_out(), v1::LEFT_OUT_UNSPECIFIED);
+  EXPECT_EQ(start->memory().stacked(0).bank_id(), "private");
+  EXPECT_EQ(start->memory().stacked(0).bank_version(), "v1");
+  EXPECT_EQ(start->memory().stacked(0).path_text(), "none");
+  EXPECT_EQ(start->memory().stacked(0).left_out(), v1::LEFT_OUT_NOT_ASKED_FOR);
+
+  AddPrivate(5, &request);
+  start = Generate(request);
+  ASSERT_TRUE(start.ok()) << start.status();
+  const v1::MemoryUsed used = start->memory();
+  EXPECT_EQ(used.path_text(), "1.3");
+  EXPECT_EQ(used.blocks_size(), 2);
+  EXPECT_EQ(used.stacked(0).path_text(), "1.0.1");
+  EXPECT_EQ(used.stacked(0).left_out(), v1::LEFT_OUT_UNSPECIFIED);
+  ASSERT_EQ(used.stacked(0).blocks_size(), 2);  // its second level has no blocks
+  EXPECT_EQ(used.stacked(0).blocks(1).level(), 3u);
+  request.mutable_path()->set_mode(v1::MEMORY_MODE_NONE);
+  EXPECT_EQ(Generate(request)->memory().left_out(), v1::LEFT_OUT_NOT_ASKED_FOR);
+
+  tiny_->FailPrivateBlock({3, 6}, absl::PermissionDeniedError("block 3/6 is owned"));
+  request = Request();
+  AddPrivate(6, &request);
+  start = Generate(request);
+  ASSERT_TRUE(start.ok()) << start.status();
+  EXPECT_EQ(start->memory().stacked(0).left_out(), v1::LEFT_OUT_NO_RIGHTS);
+  EXPECT_EQ(start->memory().stacked(0).path_text(), "1.1.0");
+  EXPECT_EQ(start->memory().stacked(0).blocks_size(), 0);
+  EXPECT_EQ(start->memory().blocks_size(), 2);
+
+  v1::ScoreRequest score;
+  for (uint32_t leaf : {5u, 6u}) {
+    v1::ScoreItem& item = *score.add_items();
+    item.mutable_continuation()->set_text("ab");
+    *item.mutable_path() = Path(2, 7);
+    AddPrivate(leaf, &item);
+  }
+  grpc::ClientContext context;
+  v1::ScoreReply scores;
+  ASSERT_TRUE(Stub()->Score(&context, score, &scores).ok());
+  EXPECT_EQ(scores.results(0).memory().stacked(0).left_out(), v1::LEFT_OUT_UNSPECIFIED);
+  EXPECT_EQ(scores.results(1).memory().stacked(0).left_out(), v1::LEFT_OUT_NO_RIGHTS);
+}
+
+TEST_F(StackedWorkerServiceTest, BadChoicesListWhatIsThere) {
+  v1::GenerateRequest request = Request();
+  AddPrivate(5, &request);
+  AddPrivate(5, &request);
+  EXPECT_NE(Generate(request).status().message().find("names bank private twice"), std::string::npos);
+  request.mutable_stacked(1)->set_bank("secret");
+  const absl::Status unknown = Generate(request).status();
+  EXPECT_EQ(unknown.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(unknown.message().find("the banks stacked here are: private"), std::string::npos) << unknown;
+  request = Request();
+  AddPrivate(8, &request);
+  EXPECT_NE(Generate(request).status().message().find("bank private has depth 3 and leaves 0 to 7"), std::string::npos);
+}
+
+TEST_F(StackedWorkerServiceTest, StatusAndVersionsAreOfEachBank) {
+  v1::GenerateRequest request = Request();
+  AddPrivate(5, &request);
+  ASSERT_TRUE(Generate(request).ok());
+  EXPECT_EQ(client_->UseBankVersion("private", "v2", /*check_only=*/false).value(), "v1");
+  grpc::ClientContext context;
+  v1::WorkerStatus status;
+  ASSERT_TRUE(Stub()->GetStatus(&context, {}, &status).ok());
+  EXPECT_EQ(status.bank_version(), "v1");
+  EXPECT_EQ(status.resident_blocks_size(), 2);
+  ASSERT_EQ(status.stacked_size(), 1);
+  EXPECT_EQ(status.stacked(0).bank().bank_id(), "private");
+  EXPECT_EQ(status.stacked(0).bank_version(), "v2");
+  EXPECT_EQ(status.stacked(0).resident_blocks_size(), 2);
+  EXPECT_EQ(status.stacked(0).resident_bytes(), (4 + 16) * 3 * 2 * 32 * 4u);
+  EXPECT_EQ(client_->GetStatus()->bank_versions, (std::map<std::string, std::string>{{"tiny", "v1"}, {"private", "v2"}}));
+  EXPECT_EQ(client_->UseBankVersion("secret", "v1", false).status().code(), absl::StatusCode::kNotFound);
+}
+
 TEST_F(WorkerServiceTest, GenerateStreamsAndSaysWhatWasUsed) {
   WorkerClient::Sampling sampling = Tokens(9);
   sampling.echo = true;
@@ -97,9 +219,9 @@ TEST_F(WorkerServiceTest, AnswersSayWhichBankVersionTheyWereMadeWith) {
   absl::StatusOr<WorkerClient::Answer> in_flight;
   std::thread waiting([&] { in_flight = client_->Generate({"x"}, Leaf(4), Tokens(2), [](const auto&) { return true; }); });
   while (client_->GetStatus()->queued == 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  EXPECT_EQ(client_->UseBankVersion("v2", /*check_only=*/true).value(), "v1");
+  EXPECT_EQ(client_->UseBankVersion("", "v2", /*check_only=*/true).value(), "v1");
   EXPECT_EQ(client_->GetStatus()->bank_version, "v1");
-  EXPECT_EQ(client_->UseBankVersion("v2", /*check_only=*/false).value(), "v1");
+  EXPECT_EQ(client_->UseBankVersion("", "v2", /*check_only=*/false).value(), "v1");
   EXPECT_EQ(client_->GetStatus()->bank_version, "v2");
   const auto after = client_->Generate({"x"}, Leaf(3), Tokens(2), [](const auto&) { return true; });
   ASSERT_TRUE(after.ok()) << after.status();
@@ -108,7 +230,7 @@ TEST_F(WorkerServiceTest, AnswersSayWhichBankVersionTheyWereMadeWith) {
   waiting.join();
   ASSERT_TRUE(in_flight.ok()) << in_flight.status();
   EXPECT_EQ(in_flight->bank_version, "v1");
-  const absl::Status unknown = client_->UseBankVersion("v9", false).status();
+  const absl::Status unknown = client_->UseBankVersion("", "v9", false).status();
   EXPECT_EQ(unknown.code(), absl::StatusCode::kNotFound) << unknown;
   EXPECT_EQ(client_->GetStatus()->bank_version, "v2");
 }

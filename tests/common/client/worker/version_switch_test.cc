@@ -16,19 +16,23 @@ class VersionedWorker final : public v1::WorkerService::Service {
   grpc::Status GetStatus(grpc::ServerContext*, const v1::GetStatusRequest*, v1::WorkerStatus* reply) override {
     absl::MutexLock lock(&mu);
     reply->set_bank_version(after_use.empty() ? version : after_use);
+    v1::StackedBank& stacked = *reply->add_stacked();
+    stacked.mutable_bank()->set_bank_id("private");
+    stacked.set_bank_version(private_version);
     return grpc::Status::OK;
   }
   grpc::Status UseBankVersion(grpc::ServerContext*, const v1::UseBankVersionRequest* request, v1::UseBankVersionReply* reply) override {
     absl::MutexLock lock(&mu);
     if (request->bank_version() == refused) return grpc::Status(grpc::StatusCode::NOT_FOUND, "there are: v1");
     if (!request->check_only() && request->bank_version() == fails) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "m1 is away");
-    reply->set_previous_version(version);
-    if (!request->check_only()) version = request->bank_version();
+    std::string& changed = request->bank() == "private" ? private_version : version;
+    reply->set_previous_version(changed);
+    if (!request->check_only()) changed = request->bank_version();
     return grpc::Status::OK;
   }
 
   absl::Mutex mu;
-  std::string version = "v1", refused = "none", fails = "none";
+  std::string version = "v1", private_version = "p1", refused = "none", fails = "none";
   std::string after_use;  // what somebody else changes it to
 };
 
@@ -64,6 +68,18 @@ TEST_F(VersionSwitchTest, ChangesAllForwardsAndBack) {
       EXPECT_EQ(worker.now, version);
     }
     EXPECT_EQ(workers_[1].version, version);
+  }
+}
+
+TEST_F(VersionSwitchTest, AStackedBankIsChangedAlone) {
+  options_.bank = "private";
+  const VersionSwitch result = Switch();
+  EXPECT_TRUE(result.status.ok()) << result.status;
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(result.workers[i].before, "p1");
+    EXPECT_EQ(result.workers[i].now, "v2");
+    EXPECT_EQ(workers_[i].version, "v1");
+    EXPECT_EQ(workers_[i].private_version, "v2");
   }
 }
 
