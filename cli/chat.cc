@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/strings/str_split.h"
 #include "cli/asking.h"
 #include "cli/command.h"
 #include "common/base/status_macros.h"
@@ -18,7 +19,7 @@ struct ChatOptions : AskingOptions {
 
 constexpr char kHelp[] =
     "/memory none|generic|fetched   which memory answers\n"
-    "/path 3.5                      take this path;  /path alone: find it by the message again\n"
+    "/path 3.5                      take this path (NAME=3.5 in a stacked bank);  /path alone: find it by the message again\n"
     "/reset                         forget the conversation\n"
     "/quit                          end\n";
 
@@ -26,8 +27,8 @@ std::string Message(const std::string& role, const std::string& content) { retur
 
 class Chat {
  public:
-  Chat(const ChatOptions& options, RouterClient& client, MemoryMode mode)
-      : options_(options), client_(client), mode_(mode), path_(options.path), history_(Message("system", options.system)) {}
+  Chat(const ChatOptions& options, RouterClient& client, MemoryChoice memory)
+      : options_(options), client_(client), memory_(std::move(memory)), history_(Message("system", options.system)) {}
 
   // Reads lines until /quit or the end of the input.
   void Run() {
@@ -55,12 +56,18 @@ class Chat {
     if (name == "/memory") {
       const absl::StatusOr<MemoryMode> mode = ParseMemoryMode(value);
       if (mode.ok()) {
-        mode_ = *mode;
+        memory_.mode = *mode;
       } else {
         fmt::print(stderr, "{}\n", std::string(mode.status().message()));
       }
     } else if (name == "/path") {
-      path_ = value;
+      MemoryChoice changed = memory_;
+      const absl::Status status = SetPaths(absl::StrSplit(value, ' ', absl::SkipEmpty()), &changed);
+      if (status.ok()) {
+        memory_ = std::move(changed);
+      } else {
+        fmt::print(stderr, "{}\n", std::string(status.message()));
+      }
     } else if (name == "/reset") {
       history_ = Message("system", options_.system);
     } else {
@@ -74,10 +81,12 @@ class Chat {
     request.prompt = history_ + Message("user", line) + "<|im_start|>assistant\n";
     request.parse_special = true;
     request.stop = {"<|im_end|>", "<|im_start|>"};
-    request.memory.mode = mode_;
-    if (mode_ == MemoryMode::kFetched) {
-      request.memory.path = path_;
+    request.memory = memory_;
+    if (memory_.mode == MemoryMode::kFetched) {
       request.memory.retrieve_on = line;
+    } else {
+      request.memory.path.clear();
+      request.memory.paths.clear();
     }
     const absl::StatusOr<RouterGenerateReply> reply = AskAndPrint(client_, request);
     if (!reply.ok()) {
@@ -89,14 +98,16 @@ class Chat {
 
   const ChatOptions& options_;
   RouterClient& client_;
-  MemoryMode mode_;
-  std::string path_, history_;
+  MemoryChoice memory_;
+  std::string history_;
 };
 
 absl::Status RunChat(const ChatOptions& options) {
-  ASSIGN_OR_RETURN(const MemoryMode mode, ParseMemoryMode(options.memory));
+  MemoryChoice memory = options.request.memory;
+  ASSIGN_OR_RETURN(memory.mode, ParseMemoryMode(options.memory));
+  RETURN_IF_ERROR(SetPaths(options.paths, &memory));
   ASSIGN_OR_RETURN(const std::unique_ptr<RouterClient> client, RouterClient::Connect(options.router));
-  Chat(options, *client, mode).Run();
+  Chat(options, *client, std::move(memory)).Run();
   return absl::OkStatus();
 }
 

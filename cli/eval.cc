@@ -46,6 +46,7 @@ struct Report {
   std::vector<Item> items;
   std::map<std::string, std::vector<Outcome>> outcomes;  // by mode
   RouterFacts facts;
+  std::vector<BankFacts> banks;  // that are measured
 };
 
 absl::StatusOr<std::string> StringField(const nlohmann::json& row, const char* name, const std::string& where, bool required) {
@@ -95,31 +96,69 @@ absl::Status CheckModes(const std::vector<std::string>& modes) {
   return absl::OkStatus();
 }
 
-// The path of each item, once for all modes.
-absl::StatusOr<std::vector<BlockPath>> FindPaths(RouterClient& client, const RouterFacts& facts, const std::vector<Item>& items) {
+// The banks to measure: those named, or all. Where none are stacked, or the worker has none: the first, whatever its name.
+absl::StatusOr<std::vector<BankFacts>> BanksOf(const RouterFacts& facts, const std::vector<std::string>& named) {
+  std::vector<BankFacts> banks;
+  std::string served;
+  for (const BankFacts& bank : facts.banks) {
+    served += (served.empty() ? "" : ", ") + bank.bank_id;
+    if (named.empty() || std::find(named.begin(), named.end(), bank.bank_id) != named.end()) banks.push_back(bank);
+  }
+  for (const std::string& name : named) {
+    const auto is_it = [&](const BankFacts& bank) { return bank.bank_id == name; };
+    if (std::none_of(banks.begin(), banks.end(), is_it)) return InvalidArgument("--banks names '{}'; the banks served are: {}", name, served);
+  }
+  if (facts.banks.empty()) banks.push_back({"", "", facts.fan_out, facts.depth});
+  return banks;
+}
+
+// Where the router found the text in the bank's tree.
+absl::StatusOr<BlockPath> PathIn(const BankFacts& bank, const ResolvedPath& found) {
+  if (bank.bank_id.empty() || found.bank.empty() || found.bank == bank.bank_id) return found.path;
+  for (const ResolvedPath& stacked : found.stacked) {
+    if (stacked.bank == bank.bank_id) return stacked.path;
+  }
+  return FailedPrecondition("the router has no tree of bank '{}' to find paths by; start it with --tree of that bank, or leave the bank out of --banks",
+                            bank.bank_id);
+}
+
+// The path of each item in each bank: [bank][item]. A path that an item names is one of the first bank.
+absl::StatusOr<std::vector<std::vector<BlockPath>>> FindPaths(RouterClient& client, const Report& report) {
   std::vector<std::string> texts;
-  for (const Item& item : items) texts.push_back(item.retrieve_on.empty() ? item.prompt : item.retrieve_on);
+  for (const Item& item : report.items) texts.push_back(item.retrieve_on.empty() ? item.prompt : item.retrieve_on);
   ASSIGN_OR_RETURN(const std::vector<ResolvedPath> resolved, client.Resolve(texts));
-  std::vector<BlockPath> paths;
-  for (size_t i = 0; i < items.size(); ++i) {
-    paths.push_back(resolved[i].path);
-    if (items[i].path_text.empty()) continue;
-    absl::StatusOr<BlockPath> given = ParsePath(items[i].path_text, facts.fan_out, facts.depth);
-    if (!given.ok()) return Annotate(given.status(), items[i].name);
-    paths.back() = *given;
+  std::vector<std::vector<BlockPath>> paths(report.banks.size());
+  for (size_t b = 0; b < report.banks.size(); ++b) {
+    const BankFacts& bank = report.banks[b];
+    const bool first = report.facts.banks.empty() || bank.bank_id == report.facts.banks[0].bank_id;
+    for (size_t i = 0; i < report.items.size(); ++i) {
+      ASSIGN_OR_RETURN(paths[b].emplace_back(), PathIn(bank, resolved[i]));
+      if (!first || report.items[i].path_text.empty()) continue;
+      absl::StatusOr<BlockPath> given = ParsePath(report.items[i].path_text, bank.fan_out, bank.depth);
+      if (!given.ok()) return Annotate(given.status(), report.items[i].name);
+      paths[b].back() = *given;
+    }
   }
   return paths;
 }
 
-absl::StatusOr<std::vector<MemoryChoice>> Choices(RouterClient& client, const std::string& mode, Report* report) {
-  std::vector<MemoryChoice> choices(report->items.size());
+absl::StatusOr<std::vector<MemoryChoice>> Choices(RouterClient& client, const std::string& mode, const Report& report) {
+  std::vector<MemoryChoice> choices(report.items.size());
+  const bool stacked = report.facts.banks.size() > 1;
   if (mode == "none" || mode == "generic") {
-    for (MemoryChoice& choice : choices) choice.mode = mode == "none" ? MemoryMode::kNone : MemoryMode::kGeneric;
+    for (MemoryChoice& choice : choices) {
+      choice.mode = mode == "none" ? MemoryMode::kNone : MemoryMode::kGeneric;
+      for (const BankFacts& bank : report.banks)
+        if (stacked) choice.banks.push_back(bank.bank_id);
+    }
     return choices;
   }
-  ASSIGN_OR_RETURN(std::vector<BlockPath> paths, FindPaths(client, report->facts, report->items));
-  if (mode == "other") paths = OtherPaths(paths, report->facts.fan_out);
-  for (size_t i = 0; i < paths.size(); ++i) choices[i].path = ToString(paths[i], report->facts.fan_out);
+  ASSIGN_OR_RETURN(const std::vector<std::vector<BlockPath>> found, FindPaths(client, report));
+  for (size_t b = 0; b < report.banks.size(); ++b) {
+    const uint32_t fan_out = report.banks[b].fan_out;
+    const std::vector<BlockPath> paths = mode == "other" ? OtherPaths(found[b], fan_out) : found[b];
+    for (size_t i = 0; i < paths.size(); ++i) (stacked ? choices[i].paths[report.banks[b].bank_id] : choices[i].path) = ToString(paths[i], fan_out);
+  }
   return choices;
 }
 
@@ -129,9 +168,10 @@ absl::StatusOr<Report> Run(const EvalOptions& options, bool cloze, const Measure
   ASSIGN_OR_RETURN(report.items, ReadItems(options.input, cloze));
   ASSIGN_OR_RETURN(const std::unique_ptr<RouterClient> client, RouterClient::Connect(options.router));
   ASSIGN_OR_RETURN(report.facts, client->Status());
+  ASSIGN_OR_RETURN(report.banks, BanksOf(report.facts, options.banks));
   ThreadPool pool(kInFlight - 1);  // and this thread
   for (const std::string& mode : options.modes) {
-    ASSIGN_OR_RETURN(const std::vector<MemoryChoice> choices, Choices(*client, mode, &report));
+    ASSIGN_OR_RETURN(const std::vector<MemoryChoice> choices, Choices(*client, mode, report));
     std::vector<Outcome> outcomes(report.items.size());
     Progress progress("eval " + mode, cloze ? "questions" : "pages", report.items.size());
     std::atomic<size_t> next{0}, failed{0};
@@ -186,6 +226,7 @@ nlohmann::json ItemsJson(const Report& report, const EvalOptions& options, bool 
       const Outcome& outcome = report.outcomes.at(mode)[i];
       nlohmann::json& entry = item["modes"][mode];
       entry["path"] = outcome.memory.path_text;
+      for (const MemoryReport& bank : outcome.memory.stacked) entry["paths"][bank.bank_id] = bank.no_rights ? "no rights" : bank.path_text;
       if (cloze) {
         entry["text"] = outcome.text;
         entry["correct"] = outcome.numerator > 0;
@@ -199,6 +240,18 @@ nlohmann::json ItemsJson(const Report& report, const EvalOptions& options, bool 
   return list;
 }
 
+// Answers that lack a bank, by its name.
+std::map<std::string, size_t> LeftOut(const Report& report) {
+  std::map<std::string, size_t> counts;
+  for (const auto& [mode, outcomes] : report.outcomes) {
+    for (const Outcome& outcome : outcomes) {
+      for (const MemoryReport& bank : outcome.memory.stacked)
+        if (bank.no_rights) ++counts[bank.bank_id];
+    }
+  }
+  return counts;
+}
+
 absl::Status Print(const Report& report, const EvalOptions& options, bool cloze) {
   std::set<std::string> groups;
   for (const Item& item : report.items) {
@@ -207,9 +260,13 @@ absl::Status Print(const Report& report, const EvalOptions& options, bool cloze)
   nlohmann::json json = {{"kind", cloze ? "cloze" : "loss"},       {"input", options.input},           {"items", report.items.size()},
                          {"model", report.facts.model},            {"bank", report.facts.bank_id},     {"bank_version", report.facts.bank_version},
                          {"modes", nlohmann::json::object()}};
-  const std::string version = report.facts.bank_version.empty() ? "(live head)" : report.facts.bank_version;
-  fmt::print("{} {} of {}, {}\n", report.items.size(), cloze ? "questions" : "pages", options.input,
-             report.facts.bank_id.empty() ? "no bank" : fmt::format("bank {} version {}", report.facts.bank_id, version));
+  std::string banks;
+  for (const BankFacts& bank : report.banks) {
+    const std::string version = bank.bank_version.empty() ? "(live head)" : bank.bank_version;
+    if (!bank.bank_id.empty()) banks += fmt::format("{}bank {} version {}", banks.empty() ? "" : " and ", bank.bank_id, version);
+    if (report.facts.banks.size() > 1) json["banks"].push_back({{"bank", bank.bank_id}, {"bank_version", bank.bank_version}});
+  }
+  fmt::print("{} {} of {}, {}\n", report.items.size(), cloze ? "questions" : "pages", options.input, banks.empty() ? "no bank" : banks);
   fmt::print("{:<24} {:>9}   {:<19} {:>12}\n", "memory", cloze ? "accuracy" : "loss", "95% interval", cloze ? "right" : "tokens");
   const auto print = [&](const std::string& name, const Row& row) {
     const std::string count = cloze ? fmt::format("{:.0f}/{:.0f}", row.numerator, row.denominator) : fmt::format("{:.0f}", row.denominator);
@@ -224,6 +281,10 @@ absl::Status Print(const Report& report, const EvalOptions& options, bool cloze)
       print("  " + group, part);
       json["modes"][mode]["groups"][group] = ToJson(part, cloze);
     }
+  }
+  for (const auto& [bank, count] : LeftOut(report)) {
+    fmt::print("{} answers were made without bank {}: the worker may not read what they need of it\n", count, bank);
+    json["left_out"][bank] = count;
   }
   if (options.json.empty()) return absl::OkStatus();
   json["answers"] = ItemsJson(report, options, cloze);
@@ -278,6 +339,7 @@ void AddEvalCommand(CLI::App& app) {
   const auto add = [](CLI::App* command, const std::shared_ptr<EvalOptions>& options) {
     command->add_option("--router", options->router, "gRPC address of the router, host:port");
     command->add_option("--modes", options->modes, "memories to compare: fetched, generic, none, other (a path of another topic)")->delimiter(',');
+    command->add_option("--banks", options->banks, "use only these of the banks that are stacked; all when not given")->delimiter(',');
     command->add_option("--json", options->json, "write the figures and every answer to this file");
   };
   auto cloze_options = std::make_shared<EvalOptions>();

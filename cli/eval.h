@@ -13,6 +13,7 @@ struct EvalOptions {
   std::string router = "127.0.0.1:7100";
   std::string input;                                             // JSON Lines
   std::vector<std::string> modes = {"fetched", "generic", "none", "other"};
+  std::vector<std::string> banks;                                // of those stacked on each other; empty: all
   std::string json;                                              // output file; empty = none
   uint32_t max_tokens = 8;                                       // cloze: tokens generated per question
 };

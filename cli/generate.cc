@@ -21,7 +21,7 @@ absl::Status RunGenerate(const GenerateOptions& options) {
   request.prompt = options.prompt;
   request.stop = options.stop;
   ASSIGN_OR_RETURN(request.memory.mode, ParseMemoryMode(options.memory));
-  request.memory.path = options.path;
+  RETURN_IF_ERROR(SetPaths(options.paths, &request.memory));
   request.memory.retrieve_on = options.retrieve_on;
   ASSIGN_OR_RETURN(const std::unique_ptr<RouterClient> client, RouterClient::Connect(options.router));
   fmt::print("{}", options.prompt);

@@ -15,30 +15,53 @@
 namespace membank {
 namespace {
 
-// The retriever as the router's path finder.
-class RetrieverPathFinder : public PathFinder {
+// The router's path finder over its trees and their embedder.
+class TreePathFinder : public PathFinder {
  public:
-  explicit RetrieverPathFinder(std::unique_ptr<Retriever> retriever) : retriever_(std::move(retriever)) {
-    const ClusterTree& tree = retriever_->tree();
-    facts_ = {tree.fan_out(), tree.depth(), tree.dimension(), tree.Fingerprint(), retriever_->embedder().Fingerprint()};
+  TreePathFinder(std::unique_ptr<Embedder> embedder, std::vector<ClusterTree> trees) : embedder_(std::move(embedder)), trees_(std::move(trees)) {
+    for (const ClusterTree& tree : trees_)
+      facts_.push_back({tree.fan_out(), tree.depth(), tree.dimension(), tree.Fingerprint(), embedder_->Fingerprint()});
   }
-  const TreeFacts& facts() const override { return facts_; }
-  absl::StatusOr<std::vector<Resolution>> Resolve(const std::vector<std::string>& texts) override { return retriever_->Resolve(texts); }
-  absl::StatusOr<std::vector<std::vector<float>>> Embed(const std::vector<std::string>& texts) override {
-    return retriever_->embedder().Embed(texts);
+  const std::vector<TreeFacts>& trees() const override { return facts_; }
+  absl::StatusOr<std::vector<std::vector<Resolution>>> Resolve(const std::vector<std::string>& texts) override {
+    ASSIGN_OR_RETURN(const std::vector<std::vector<float>> embeddings, embedder_->Embed(texts));
+    std::vector<std::vector<Resolution>> found(texts.size());
+    for (size_t i = 0; i < texts.size(); ++i) {
+      for (const ClusterTree& tree : trees_) {
+        ASSIGN_OR_RETURN(found[i].emplace_back(), ResolveIn(tree, embeddings[i]));
+      }
+    }
+    return found;
   }
+  absl::StatusOr<std::vector<std::vector<float>>> Embed(const std::vector<std::string>& texts) override { return embedder_->Embed(texts); }
 
  private:
-  const std::unique_ptr<Retriever> retriever_;
-  TreeFacts facts_;
+  const std::unique_ptr<Embedder> embedder_;
+  const std::vector<ClusterTree> trees_;
+  std::vector<TreeFacts> facts_;
 };
 
 absl::StatusOr<std::unique_ptr<PathFinder>> LoadPathFinder(const RouterOptions& options) {
   if (options.tree.empty()) return nullptr;
-  ASSIGN_OR_RETURN(ClusterTree tree, ClusterTree::Load(options.tree));
   ASSIGN_OR_RETURN(std::unique_ptr<Embedder> embedder, LoadMiniLm(options.embedder));
-  ASSIGN_OR_RETURN(std::unique_ptr<Retriever> retriever, Retriever::Create(std::move(embedder), std::move(tree)));
-  return std::make_unique<RetrieverPathFinder>(std::move(retriever));
+  std::vector<ClusterTree> trees;
+  for (const std::string& path : options.tree) {
+    ASSIGN_OR_RETURN(ClusterTree tree, ClusterTree::Load(path));
+    RETURN_IF_ERROR(CheckFittedWith(tree, *embedder));
+    for (size_t i = 0; i < trees.size(); ++i) {
+      if (trees[i].Fingerprint() == tree.Fingerprint()) return InvalidArgument("--tree {} and {} are the same tree; give it once", options.tree[i], path);
+    }
+    trees.push_back(std::move(tree));
+  }
+  return std::make_unique<TreePathFinder>(std::move(embedder), std::move(trees));
+}
+
+// Empty without trees.
+std::vector<std::string> FingerprintsOf(const PathFinder* paths) {
+  std::vector<std::string> fingerprints;
+  if (paths == nullptr) return fingerprints;
+  for (const TreeFacts& tree : paths->trees()) fingerprints.push_back(tree.tree_fingerprint);
+  return fingerprints;
 }
 
 absl::StatusOr<std::unique_ptr<HttpServer>> StartHttp(const RouterOptions& options, std::vector<HttpRoute> routes) {
@@ -57,7 +80,7 @@ absl::Status Run(const RouterOptions& options) {
   pool.workers = options.worker;
   pool.poll_interval = std::chrono::milliseconds(options.worker_poll_ms);
   pool.tls = options.service.tls;
-  if (paths) pool.tree_fingerprint = paths->facts().tree_fingerprint;
+  pool.tree_fingerprints = FingerprintsOf(paths.get());
   ASSIGN_OR_RETURN(const std::unique_ptr<WorkerPool> workers, WorkerPool::Create(pool));
   Router router(*workers, paths.get());
 
@@ -69,7 +92,8 @@ absl::Status Run(const RouterOptions& options) {
   work.services = {&service};
   work.addresses = {{"http", http ? http->address() : ""}};
   work.readiness = [&] { return CheckReadiness(router); };
-  work.about = fmt::format("router of {} worker(s), tree {}", options.worker.size(), paths ? paths->facts().tree_fingerprint : "(none)");
+  work.about = fmt::format("router of {} worker(s), tree {}", options.worker.size(),
+                           paths ? fmt::format("{}", fmt::join(pool.tree_fingerprints, ", ")) : "(none)");
   work.drain = [&](absl::Time deadline) {
     if (http) http->Shutdown(absl::ToChronoMilliseconds(std::max(deadline - absl::Now(), absl::ZeroDuration())));
   };

@@ -14,7 +14,7 @@ struct RouterOptions {
   ServiceOptions service = {.listen = "127.0.0.1:7100", .admin_listen = "127.0.0.1:7180", .memory_quota_bytes = 256ull << 20};
   std::string http_listen = "127.0.0.1:8080";
   std::vector<std::string> worker;
-  std::string tree;
+  std::vector<std::string> tree;
   std::string embedder;
   uint64_t request_timeout_ms = 600000;
   uint64_t worker_poll_ms = 500;

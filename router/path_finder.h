@@ -1,4 +1,4 @@
-// Text -> path, as the router needs it. The program uses the retriever (router/main.cc); tests use a fake, so that the router links no
+// Text -> paths, one per tree, as the router needs it. The program uses the retriever (router/main.cc); tests use a fake, so that the router links no
 // Torch. Thread-safe.
 #pragma once
 
@@ -18,8 +18,9 @@ struct TreeFacts {
 class PathFinder {
  public:
   virtual ~PathFinder() = default;
-  virtual const TreeFacts& facts() const = 0;
-  virtual absl::StatusOr<std::vector<Resolution>> Resolve(const std::vector<std::string>& texts) = 0;
+  virtual const std::vector<TreeFacts>& trees() const = 0;  // at least one, all fitted with one embedder
+  // [text][tree]; each text is embedded once.
+  virtual absl::StatusOr<std::vector<std::vector<Resolution>>> Resolve(const std::vector<std::string>& texts) = 0;
   virtual absl::StatusOr<std::vector<std::vector<float>>> Embed(const std::vector<std::string>& texts) = 0;
 };
 

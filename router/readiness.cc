@@ -8,9 +8,12 @@ Readiness CheckReadiness(const Router& router) {
   Readiness readiness{router.Ready(), ""};
   const v1::RouterStatus status = router.Status();
   for (const v1::WorkerState& worker : status.workers()) {
-    readiness.details += fmt::format("[{}] worker {} model={} bank={} version={} in_flight={} {}\n", worker.healthy() ? "+" : "-",
+    std::string stacked;
+    for (const v1::StackedBank& bank : worker.status().stacked())
+      stacked += fmt::format("stacked={} version={} ", bank.bank().bank_id(), bank.bank_version());
+    readiness.details += fmt::format("[{}] worker {} model={} bank={} version={} {}in_flight={} {}\n", worker.healthy() ? "+" : "-",
                                      worker.address(), worker.status().model(), worker.status().bank().bank_id(),
-                                     worker.status().bank_version(), worker.in_flight(), worker.error());
+                                     worker.status().bank_version(), stacked, worker.in_flight(), worker.error());
   }
   return readiness;
 }

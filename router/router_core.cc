@@ -1,5 +1,7 @@
 #include "router/router_core.h"
 
+#include <algorithm>
+
 #include "common/base/metrics.h"
 #include "common/base/status_macros.h"
 #include "common/base/version.h"
@@ -13,14 +15,36 @@ constexpr int kMaxTexts = 256;
 constexpr int kMaxScoreItems = 1024;
 constexpr size_t kMaxSpecialBytes = 64, kMaxSpecialTokens = 256;  // of the stop texts that are remembered as tokens
 
-// The same path goes to the same worker; the anchor alone runs anywhere equally well.
-std::optional<uint64_t> Affinity(const BlockPath& path) {
-  switch (path.mode) {
-    case MemoryMode::kNone: return std::nullopt;
-    case MemoryMode::kGeneric: return ~uint64_t{0};
-    case MemoryMode::kFetched: return path.leaf;
+// The same path goes to the same worker, in the first bank that the request uses; the anchor alone runs anywhere equally well.
+std::optional<uint64_t> Affinity(const std::vector<BankPlan>& plans) {
+  for (const BankPlan& plan : plans) {
+    if (plan.path.mode == MemoryMode::kGeneric) return ~uint64_t{0};
+    if (plan.path.mode == MemoryMode::kFetched) return plan.path.leaf;
   }
   return std::nullopt;
+}
+
+// Where no banks are stacked, any worker will do, as any will for the anchor alone.
+void AddNeeded(const std::vector<PlannedBank>& banks, const std::vector<BankPlan>& plans, NeededBanks* needed) {
+  for (size_t i = 0; banks.size() > 1 && i < banks.size(); ++i) {
+    if (plans[i].path.mode == MemoryMode::kNone) continue;
+    needed->first = banks[0].name;
+    if (i > 0) needed->stacked.insert(banks[i].name);
+  }
+}
+
+// `Message`: a request to generate or an item to score.
+template <typename Message>
+void FillMemory(const std::vector<PlannedBank>& banks, const std::vector<BankPlan>& plans, const v1::MemoryOptions& memory, Message* out) {
+  ToProto(plans[0].path, out->mutable_path());
+  *out->mutable_levels() = memory.levels();
+  for (size_t i = 1; i < banks.size(); ++i) {
+    if (plans[i].path.mode == MemoryMode::kNone) continue;
+    v1::StackedMemory& stacked = *out->add_stacked();
+    stacked.set_bank(banks[i].name);
+    ToProto(plans[i].path, stacked.mutable_path());
+    *stacked.mutable_levels() = memory.levels();
+  }
 }
 
 bool MoveOn(const absl::Status& status) {
@@ -52,12 +76,13 @@ absl::StatusOr<bool> Generation::Next(v1::RouteGenerateChunk* chunk) {
   return false;
 }
 
-absl::Status Router::OnSomeWorker(std::optional<uint64_t> affinity, const std::function<absl::Status(WorkerPool::Lease&)>& call) {
+absl::Status Router::OnSomeWorker(std::optional<uint64_t> affinity, const NeededBanks& banks,
+                                  const std::function<absl::Status(WorkerPool::Lease&)>& call) {
   static auto& retries = GetCounter("membank_router_retries_total", "Requests that moved on to another worker");
   std::set<std::string> tried;
   absl::Status last;
   while (true) {
-    absl::StatusOr<WorkerPool::Lease> lease = workers_.Pick(affinity, tried);
+    absl::StatusOr<WorkerPool::Lease> lease = workers_.Pick(affinity, tried, banks);
     if (!lease.ok()) return last.ok() ? lease.status() : last;
     if (!tried.empty()) retries.Increment();
     last = call(*lease);
@@ -68,18 +93,20 @@ absl::Status Router::OnSomeWorker(std::optional<uint64_t> affinity, const std::f
 }
 
 absl::StatusOr<std::unique_ptr<Generation>> Router::Generate(CallScope& scope, const v1::RouteGenerateRequest& request) {
-  std::vector<Admission> admissions = {{request.memory(), request.prompt()}};
-  RETURN_IF_ERROR(Admit(scope, &admissions));
+  const std::vector<PlannedBank> banks = Banks();
+  std::vector<Admission> admissions = {{request.memory(), request.prompt(), {}, {}}};
+  RETURN_IF_ERROR(Admit(scope, banks, &admissions));
   const Admission& admission = admissions.front();
   v1::GenerateRequest forward;
   *forward.mutable_prompt() = request.prompt();
-  ToProto(admission.path, forward.mutable_path());
-  *forward.mutable_levels() = request.memory().levels();
+  FillMemory(banks, admission.plans, request.memory(), &forward);
   *forward.mutable_sampling() = request.sampling();
   if (request.prompt().parse_special()) RETURN_IF_ERROR(StopAtSpecialTokens(scope, forward.mutable_sampling()));
 
+  NeededBanks needed;
+  AddNeeded(banks, admission.plans, &needed);
   std::unique_ptr<Generation> generation;
-  RETURN_IF_ERROR(OnSomeWorker(Affinity(admission.path), [&](WorkerPool::Lease& lease) {
+  RETURN_IF_ERROR(OnSomeWorker(Affinity(admission.plans), needed, [&](WorkerPool::Lease& lease) {
     std::shared_ptr<grpc::ClientContext> context = scope.NewCall();
     auto reader = lease.stub().Generate(context.get(), forward);
     v1::RouteGenerateChunk first;
@@ -133,20 +160,22 @@ absl::StatusOr<v1::RouteScoreReply> Router::Score(CallScope& scope, const v1::Ro
   std::vector<Admission> admissions;
   for (const v1::RouteScoreItem& item : request.items()) {
     const bool has_context = !item.context().text().empty() || item.context().tokens().ids_size() > 0;
-    admissions.push_back({item.memory(), has_context ? item.context() : item.continuation()});
+    admissions.push_back({item.memory(), has_context ? item.context() : item.continuation(), {}, {}});
   }
-  RETURN_IF_ERROR(Admit(scope, &admissions));
+  const std::vector<PlannedBank> banks = Banks();
+  RETURN_IF_ERROR(Admit(scope, banks, &admissions));
+  NeededBanks needed;
   v1::ScoreRequest forward;
   for (int i = 0; i < request.items_size(); ++i) {
     const v1::RouteScoreItem& item = request.items(i);
     v1::ScoreItem& out = *forward.add_items();
     *out.mutable_context() = item.context();
     *out.mutable_continuation() = item.continuation();
-    ToProto(admissions[i].path, out.mutable_path());
-    *out.mutable_levels() = item.memory().levels();
+    FillMemory(banks, admissions[i].plans, item.memory(), &out);
+    AddNeeded(banks, admissions[i].plans, &needed);
   }
   v1::ScoreReply reply;
-  RETURN_IF_ERROR(OnSomeWorker(Affinity(admissions.front().path), [&](WorkerPool::Lease& lease) {
+  RETURN_IF_ERROR(OnSomeWorker(Affinity(admissions.front().plans), needed, [&](WorkerPool::Lease& lease) {
     return FromGrpc(lease.stub().Score(scope.NewCall().get(), forward, &reply), lease.address());
   }));
   v1::RouteScoreReply routed;
@@ -160,11 +189,10 @@ absl::StatusOr<v1::ResolveReply> Router::Resolve(CallScope& scope, const v1::Res
     return InvalidArgument("texts has {} entries; 1 to {} are allowed", request.texts_size(), kMaxTexts);
   }
   if (paths_ == nullptr) return FailedPrecondition("this router cannot resolve texts: it was started without --tree");
-  ASSIGN_OR_RETURN(const std::vector<Resolution> found, paths_->Resolve({request.texts().begin(), request.texts().end()}));
+  ASSIGN_OR_RETURN(const auto found, paths_->Resolve({request.texts().begin(), request.texts().end()}));
+  const std::vector<PlannedBank> banks = Banks();
   v1::ResolveReply reply;
-  for (const Resolution& one : found) {
-    ASSIGN_OR_RETURN(*reply.add_resolutions(), ToResolution(one));
-  }
+  for (const std::vector<Resolution>& by_tree : found) *reply.add_resolutions() = ToResolution(banks, by_tree, std::vector<bool>(banks.size(), true));
   return reply;
 }
 
@@ -176,7 +204,7 @@ absl::StatusOr<std::vector<std::vector<float>>> Router::Embed(CallScope& scope, 
 
 absl::StatusOr<v1::TokenizeReply> Router::Tokenize(CallScope& scope, const v1::TokenizeRequest& request) {
   v1::TokenizeReply reply;
-  RETURN_IF_ERROR(OnSomeWorker(std::nullopt, [&](WorkerPool::Lease& lease) {
+  RETURN_IF_ERROR(OnSomeWorker(std::nullopt, {}, [&](WorkerPool::Lease& lease) {
     return FromGrpc(lease.stub().Tokenize(scope.NewCall().get(), request, &reply), lease.address());
   }));
   return reply;
@@ -184,7 +212,7 @@ absl::StatusOr<v1::TokenizeReply> Router::Tokenize(CallScope& scope, const v1::T
 
 absl::StatusOr<v1::DetokenizeReply> Router::Detokenize(CallScope& scope, const v1::DetokenizeRequest& request) {
   v1::DetokenizeReply reply;
-  RETURN_IF_ERROR(OnSomeWorker(std::nullopt, [&](WorkerPool::Lease& lease) {
+  RETURN_IF_ERROR(OnSomeWorker(std::nullopt, {}, [&](WorkerPool::Lease& lease) {
     return FromGrpc(lease.stub().Detokenize(scope.NewCall().get(), request, &reply), lease.address());
   }));
   return reply;
@@ -193,10 +221,17 @@ absl::StatusOr<v1::DetokenizeReply> Router::Detokenize(CallScope& scope, const v
 v1::RouterStatus Router::Status() const {
   v1::RouterStatus status;
   if (paths_ != nullptr) {
-    status.set_tree_fingerprint(paths_->facts().tree_fingerprint);
-    status.set_embedder_fingerprint(paths_->facts().embedder_fingerprint);
-    status.set_fan_out(paths_->facts().fan_out);
-    status.set_depth(paths_->facts().depth);
+    const TreeFacts& first = paths_->trees().front();
+    status.set_tree_fingerprint(first.tree_fingerprint);
+    status.set_embedder_fingerprint(first.embedder_fingerprint);
+    status.set_fan_out(first.fan_out);
+    status.set_depth(first.depth);
+    for (const TreeFacts& facts : paths_->trees()) {
+      v1::TreeState& tree = *status.add_trees();
+      tree.set_fingerprint(facts.tree_fingerprint);
+      tree.set_fan_out(facts.fan_out);
+      tree.set_depth(facts.depth);
+    }
   }
   for (v1::WorkerState& state : workers_.States()) status.add_workers()->Swap(&state);
   status.set_software(VersionString());
@@ -207,33 +242,21 @@ absl::Status Router::Ready() const {
   return workers_.Pick(std::nullopt).status();
 }
 
-// --- Admission: the path of each sequence ---------------------------------------------------------------------------------
+// --- Admission: the paths of each sequence --------------------------------------------------------------------------------
 
-absl::Status Router::Admit(CallScope& scope, std::vector<Admission>* admissions) {
+std::vector<PlannedBank> Router::Banks() const {
+  return PlanBanks(workers_.Banks(), paths_ != nullptr ? paths_->trees() : std::vector<TreeFacts>());
+}
+
+absl::Status Router::Admit(CallScope& scope, const std::vector<PlannedBank>& banks, std::vector<Admission>* admissions) {
   RETURN_IF_ERROR(scope.Check());
   std::vector<std::string> texts;
   std::vector<Admission*> to_resolve;
   for (Admission& admission : *admissions) {
-    const v1::MemoryOptions& memory = admission.memory;
-    RETURN_IF_ERROR(CheckBank(memory.bank()));
-    v1::MemoryMode mode = memory.mode();
-    if (mode == v1::MEMORY_MODE_UNSPECIFIED) {
-      // Without a tree and a given path there is nothing to fetch by: an anchor served alone.
-      mode = paths_ != nullptr || memory.source_case() == v1::MemoryOptions::kPath ? v1::MEMORY_MODE_FETCHED : v1::MEMORY_MODE_NONE;
-    }
-    ASSIGN_OR_RETURN(admission.path.mode, FromProto(mode));
-    if (mode != v1::MEMORY_MODE_FETCHED) {
-      if (memory.source_case() != v1::MemoryOptions::SOURCE_NOT_SET) {
-        return InvalidArgument("memory.path and memory.retrieve_on go with mode fetched only; leave them out or set mode fetched");
-      }
-      continue;
-    }
-    if (memory.source_case() == v1::MemoryOptions::kPath) {
-      ASSIGN_OR_RETURN(admission.path, ExplicitPath(memory.path()));
-      continue;
-    }
-    std::string text = memory.retrieve_on();
-    if (memory.source_case() == v1::MemoryOptions::SOURCE_NOT_SET) {
+    ASSIGN_OR_RETURN(admission.plans, PlanMemory(admission.memory, banks));
+    if (std::none_of(admission.plans.begin(), admission.plans.end(), [](const BankPlan& plan) { return plan.by_text; })) continue;
+    std::string text = admission.memory.retrieve_on();
+    if (text.empty()) {
       ASSIGN_OR_RETURN(text, TextOf(scope, admission.text_source));
     }
     if (text.empty()) {
@@ -243,16 +266,18 @@ absl::Status Router::Admit(CallScope& scope, std::vector<Admission>* admissions)
     to_resolve.push_back(&admission);
   }
   if (texts.empty()) return absl::OkStatus();
-  if (paths_ == nullptr) {
-    return FailedPrecondition("this router cannot find a path by text: it was started without --tree; give memory.path, or mode generic or none");
-  }
   static auto& latency = GetLatency("membank_router_resolve_seconds", "Texts of one request to paths: embedding and descent");
   const auto start = std::chrono::steady_clock::now();
-  ASSIGN_OR_RETURN(const std::vector<Resolution> found, paths_->Resolve(texts));
+  ASSIGN_OR_RETURN(const std::vector<std::vector<Resolution>> found, paths_->Resolve(texts));
   latency.Observe(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   for (size_t i = 0; i < found.size(); ++i) {
-    to_resolve[i]->path = found[i].path;
-    ASSIGN_OR_RETURN(to_resolve[i]->resolution, ToResolution(found[i]));
+    std::vector<bool> by_text;
+    for (size_t bank = 0; bank < banks.size(); ++bank) {
+      BankPlan& plan = to_resolve[i]->plans[bank];
+      by_text.push_back(plan.by_text);
+      if (plan.by_text) plan.path = found[i][*banks[bank].tree].path;
+    }
+    to_resolve[i]->resolution = ToResolution(banks, found[i], by_text);
   }
   return scope.Check();
 }
@@ -265,45 +290,26 @@ absl::StatusOr<std::string> Router::TextOf(CallScope& scope, const v1::Prompt& p
   return std::move(*reply.mutable_text());
 }
 
-absl::StatusOr<BlockPath> Router::ExplicitPath(const std::string& text) const {
-  uint32_t fan_out = 0, depth = 0;
-  if (paths_ != nullptr) {
-    fan_out = paths_->facts().fan_out;
-    depth = paths_->facts().depth;
-  } else if (const auto bank = workers_.AnyBank()) {
-    fan_out = bank->bank().fan_out();
-    depth = static_cast<uint32_t>(bank->bank().widths_size());
-  } else {
-    return FailedPrecondition("memory.path '{}' cannot be used: no worker has a bank", text);
-  }
-  absl::StatusOr<BlockPath> path = ParsePath(text, fan_out, depth);
-  if (!path.ok()) return Annotate(path.status(), "memory.path");
-  if (path->mode != MemoryMode::kFetched) {
-    return InvalidArgument("memory.path is '{}'; it takes child numbers from the root, e.g. 3.5; for generic or none set memory.mode", text);
-  }
-  return path;
-}
-
-absl::StatusOr<v1::Resolution> Router::ToResolution(const Resolution& found) const {
+// `wanted`: of which banks.
+v1::Resolution Router::ToResolution(const std::vector<PlannedBank>& banks, const std::vector<Resolution>& by_tree,
+                                    const std::vector<bool>& wanted) const {
   v1::Resolution resolution;
-  ToProto(found.path, resolution.mutable_path());
-  resolution.set_path_text(ToString(found.path, paths_->facts().fan_out));
-  uint32_t level = 0;
-  for (const PathStep& step : found.steps) {
-    v1::ResolvedLevel& out = *resolution.add_levels();
-    out.set_level(++level);
-    out.set_cluster(step.cluster);
-    out.set_distance(step.distance);
+  for (size_t i = 0; i < banks.size(); ++i) {
+    if (!wanted[i] || !banks[i].tree.has_value()) continue;
+    const Resolution& found = by_tree[*banks[i].tree];
+    v1::Resolution& out = i == 0 ? resolution : *resolution.add_stacked();
+    out.set_bank(banks[i].name);
+    ToProto(found.path, out.mutable_path());
+    out.set_path_text(ToString(found.path, paths_->trees()[*banks[i].tree].fan_out));
+    uint32_t level = 0;
+    for (const PathStep& step : found.steps) {
+      v1::ResolvedLevel& reached = *out.add_levels();
+      reached.set_level(++level);
+      reached.set_cluster(step.cluster);
+      reached.set_distance(step.distance);
+    }
   }
   return resolution;
-}
-
-absl::Status Router::CheckBank(const std::string& bank) const {
-  if (bank.empty()) return absl::OkStatus();
-  const auto status = workers_.AnyBank();
-  const std::string served = status ? status->bank().bank_id() : "";
-  if (served == bank) return absl::OkStatus();
-  return FailedPrecondition("memory.bank is '{}'; the bank served here is '{}'", bank, served);
 }
 
 }  // namespace membank

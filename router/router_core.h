@@ -1,4 +1,4 @@
-// What a router does, for its gRPC service and its HTTP surface alike: chooses the path of a request once, at admission, chooses a worker,
+// What a router does, for its gRPC service and its HTTP surface alike: chooses the paths of a request once, at admission, chooses a worker,
 // forwards, and goes to another worker as long as the client has not seen anything. Requests and replies are the wire's own messages.
 // Owned by main or a test; thread-safe. Errors: INVALID_ARGUMENT names the field, FAILED_PRECONDITION what is missing, UNAVAILABLE the
 // workers that were tried.
@@ -15,7 +15,7 @@
 #include "absl/status/statusor.h"
 #include "membank/v1/router.pb.h"
 #include "router/call_scope.h"
-#include "router/path_finder.h"
+#include "router/memory_plan.h"
 #include "router/worker_pool.h"
 
 namespace membank {
@@ -61,20 +61,19 @@ class Router {
   // One sequence's memory: what it asks for and what it gets.
   struct Admission {
     const v1::MemoryOptions& memory;
-    const v1::Prompt& text_source;  // where a path that is not given comes from
-    BlockPath path;
+    const v1::Prompt& text_source;  // where paths that are not given come from
+    std::vector<BankPlan> plans;    // one per bank
     std::optional<v1::Resolution> resolution;
   };
 
-  absl::Status Admit(CallScope& scope, std::vector<Admission>* admissions);
+  std::vector<PlannedBank> Banks() const;
+  absl::Status Admit(CallScope& scope, const std::vector<PlannedBank>& banks, std::vector<Admission>* admissions);
   absl::StatusOr<std::string> TextOf(CallScope& scope, const v1::Prompt& prompt);
-  absl::StatusOr<BlockPath> ExplicitPath(const std::string& text) const;
-  absl::StatusOr<v1::Resolution> ToResolution(const Resolution& found) const;
-  absl::Status CheckBank(const std::string& bank) const;
+  v1::Resolution ToResolution(const std::vector<PlannedBank>& banks, const std::vector<Resolution>& by_tree, const std::vector<bool>& wanted) const;
   // In a prompt with special tokens a stop text like "<|im_end|>" means the token: it never shows in the text of an answer.
   absl::Status StopAtSpecialTokens(CallScope& scope, v1::Sampling* sampling) ABSL_LOCKS_EXCLUDED(mu_);
   // Calls `call` with one worker after another until one accepts: an error that says "not here, not now" moves on.
-  absl::Status OnSomeWorker(std::optional<uint64_t> affinity, const std::function<absl::Status(WorkerPool::Lease&)>& call);
+  absl::Status OnSomeWorker(std::optional<uint64_t> affinity, const NeededBanks& banks, const std::function<absl::Status(WorkerPool::Lease&)>& call);
 
   WorkerPool& workers_;
   PathFinder* const paths_;

@@ -19,6 +19,15 @@ constexpr double kFreeLoad = 4;
 
 double Load(const v1::WorkerState& state) { return state.in_flight(); }
 
+// Why a request that needs these banks cannot be made there; empty: it can.
+std::string WhyNot(const v1::WorkerStatus& status, const NeededBanks& banks) {
+  if (banks.first.empty()) return "";
+  if (status.bank().bank_id() != banks.first) return fmt::format("its first bank is '{}', not '{}'", status.bank().bank_id(), banks.first);
+  std::set<std::string> missing = banks.stacked;
+  for (const v1::StackedBank& stacked : status.stacked()) missing.erase(stacked.bank().bank_id());
+  return missing.empty() ? "" : fmt::format("it has no bank '{}'", *missing.begin());
+}
+
 uint64_t Score(uint64_t affinity, const std::string& address) { return XXH3_64bits_withSeed(address.data(), address.size(), affinity); }
 
 }  // namespace
@@ -74,11 +83,15 @@ void WorkerPool::Poll(Worker* worker) {
 
 absl::Status WorkerPool::CheckStatus(const v1::WorkerStatus& status) const {
   if (status.draining()) return Unavailable("is draining");
-  const std::string& tree = status.bank().tree_fingerprint();
-  if (!options_.tree_fingerprint.empty() && !tree.empty() && tree != options_.tree_fingerprint) {
-    return FailedPrecondition("its bank {} was made with tree {}, this router has tree {}; start the router with the bank's tree",
-                              status.bank().bank_id(), tree, options_.tree_fingerprint);
-  }
+  const std::vector<std::string>& trees = options_.tree_fingerprints;
+  const auto check = [&](const v1::BankSpec& bank) -> absl::Status {
+    const std::string& tree = bank.tree_fingerprint();
+    if (trees.empty() || tree.empty() || std::find(trees.begin(), trees.end(), tree) != trees.end()) return absl::OkStatus();
+    return FailedPrecondition("its bank {} was made with tree {}, this router has tree {}; start the router with the bank's tree", bank.bank_id(),
+                              tree, fmt::join(trees, ", "));
+  };
+  RETURN_IF_ERROR(check(status.bank()));
+  for (const v1::StackedBank& stacked : status.stacked()) RETURN_IF_ERROR(check(stacked.bank()));
   return absl::OkStatus();
 }
 
@@ -97,18 +110,21 @@ void WorkerPool::SetHealth(Worker* worker, const absl::Status& health) {
   GetGauge("membank_router_worker_healthy", "1 when the worker gets requests", {{"worker", worker->address}}).Set(health.ok());
 }
 
-absl::StatusOr<WorkerPool::Lease> WorkerPool::Pick(std::optional<uint64_t> affinity, const std::set<std::string>& exclude) {
+absl::StatusOr<WorkerPool::Lease> WorkerPool::Pick(std::optional<uint64_t> affinity, const std::set<std::string>& exclude,
+                                                   const NeededBanks& banks) {
   absl::MutexLock lock(&mu_);
   std::vector<Worker*> usable;
   std::string reasons;
   double total = 1;  // with the request to place
   for (const auto& worker : workers_) {
     if (exclude.contains(worker->address)) continue;
-    if (worker->state.healthy()) {
+    const bool healthy = worker->state.healthy();
+    const std::string why_not = healthy ? WhyNot(worker->state.status(), banks) : worker->state.error();
+    if (healthy && why_not.empty()) {
       usable.push_back(worker.get());
       total += Load(worker->state);
     } else {
-      reasons += fmt::format("{}{}: {}", reasons.empty() ? "" : "; ", worker->address, worker->state.error());
+      reasons += fmt::format("{}{}: {}", reasons.empty() ? "" : "; ", worker->address, why_not);
     }
   }
   if (usable.empty()) return Unavailable("no worker can take the request{}{}", reasons.empty() ? "" : ": ", reasons);
@@ -147,12 +163,16 @@ std::vector<v1::WorkerState> WorkerPool::States() const {
   return states;
 }
 
-std::optional<v1::WorkerStatus> WorkerPool::AnyBank() const {
+std::vector<v1::BankSpec> WorkerPool::Banks() const {
   absl::MutexLock lock(&mu_);
+  std::vector<v1::BankSpec> most;
   for (const auto& worker : workers_) {
-    if (worker->state.healthy() && worker->state.status().has_bank()) return worker->state.status();
+    const v1::WorkerStatus& status = worker->state.status();
+    if (!worker->state.healthy() || !status.has_bank() || 1 + static_cast<size_t>(status.stacked_size()) <= most.size()) continue;
+    most = {status.bank()};
+    for (const v1::StackedBank& stacked : status.stacked()) most.push_back(stacked.bank());
   }
-  return std::nullopt;
+  return most;
 }
 
 }  // namespace membank

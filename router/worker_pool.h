@@ -25,8 +25,14 @@ struct WorkerPoolOptions {
   std::vector<std::string> workers;                  // addresses, host:port
   std::chrono::milliseconds poll_interval{500};      // of GetStatus
   std::chrono::milliseconds poll_timeout{2000};      // without an answer the worker is not healthy
-  std::string tree_fingerprint;                      // when set, a worker whose bank names another tree is not used
+  std::vector<std::string> tree_fingerprints;        // when there are any, a worker with a bank that names another tree is not used
   TlsFiles tls;
+};
+
+// The banks that a worker must have for a request, by name; none named: any worker will do.
+struct NeededBanks {
+  std::string first;
+  std::set<std::string> stacked;
 };
 
 class WorkerPool {
@@ -57,11 +63,12 @@ class WorkerPool {
 
   // `affinity`: requests with the same number prefer the same worker; nothing = the least loaded. `exclude`: addresses already tried.
   // UNAVAILABLE says of each worker why it cannot be used.
-  absl::StatusOr<Lease> Pick(std::optional<uint64_t> affinity, const std::set<std::string>& exclude = {}) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<Lease> Pick(std::optional<uint64_t> affinity, const std::set<std::string>& exclude = {}, const NeededBanks& banks = {})
+      ABSL_LOCKS_EXCLUDED(mu_);
 
   std::vector<v1::WorkerState> States() const ABSL_LOCKS_EXCLUDED(mu_);
-  // What a healthy worker that has a bank said last.
-  std::optional<v1::WorkerStatus> AnyBank() const ABSL_LOCKS_EXCLUDED(mu_);
+  // The banks of the healthy worker that has most of them: the first one, then those stacked on it.
+  std::vector<v1::BankSpec> Banks() const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
   struct Worker {

@@ -21,6 +21,8 @@ void SetMemory(const MemoryChoice& memory, v1::MemoryOptions* out) {
   } else if (!memory.retrieve_on.empty()) {
     out->set_retrieve_on(memory.retrieve_on);
   }
+  out->mutable_banks()->Assign(memory.banks.begin(), memory.banks.end());
+  out->mutable_paths()->insert(memory.paths.begin(), memory.paths.end());
 }
 
 MemoryReport ReportOf(const v1::MemoryUsed& used) {
@@ -29,6 +31,8 @@ MemoryReport ReportOf(const v1::MemoryUsed& used) {
   report.bank_id = used.bank_id();
   report.bank_version = used.bank_version();
   for (const v1::BlockId& block : used.blocks()) report.blocks.push_back(FromProto(block));
+  report.no_rights = used.left_out() == v1::LEFT_OUT_NO_RIGHTS;
+  for (const v1::MemoryUsed& stacked : used.stacked()) report.stacked.push_back(ReportOf(stacked));
   return report;
 }
 
@@ -36,6 +40,22 @@ std::vector<float> Distances(const v1::Resolution& resolution) {
   std::vector<float> distances;
   for (const v1::ResolvedLevel& level : resolution.levels()) distances.push_back(level.distance());
   return distances;
+}
+
+absl::StatusOr<ResolvedPath> ToResolvedPath(const v1::Resolution& resolution) {
+  ResolvedPath resolved;
+  ASSIGN_OR_RETURN(resolved.path, FromProto(resolution.path()));
+  resolved.path_text = resolution.path_text();
+  resolved.distances = Distances(resolution);
+  resolved.bank = resolution.bank();
+  for (const v1::Resolution& stacked : resolution.stacked()) {
+    ASSIGN_OR_RETURN(resolved.stacked.emplace_back(), ToResolvedPath(stacked));
+  }
+  return resolved;
+}
+
+BankFacts ToFacts(const v1::BankSpec& bank, const std::string& version) {
+  return {bank.bank_id(), version, bank.fan_out(), static_cast<uint32_t>(bank.widths_size())};
 }
 
 class GrpcRouterClient : public RouterClient {
@@ -56,6 +76,8 @@ class GrpcRouterClient : public RouterClient {
       facts.model = worker.status().model();
       facts.bank_id = worker.status().bank().bank_id();
       facts.bank_version = worker.status().bank_version();
+      if (worker.status().has_bank()) facts.banks.push_back(ToFacts(worker.status().bank(), facts.bank_version));
+      for (const v1::StackedBank& stacked : worker.status().stacked()) facts.banks.push_back(ToFacts(stacked.bank(), stacked.bank_version()));
     }
     return facts;
   }
@@ -120,8 +142,7 @@ class GrpcRouterClient : public RouterClient {
       v1::ResolveReply reply;
       RETURN_IF_ERROR(FromGrpc(stub_->Resolve(&context, request, &reply), "router " + address_));
       for (const v1::Resolution& resolution : reply.resolutions()) {
-        ASSIGN_OR_RETURN(const BlockPath path, FromProto(resolution.path()));
-        paths.push_back({path, resolution.path_text(), Distances(resolution)});
+        ASSIGN_OR_RETURN(paths.emplace_back(), ToResolvedPath(resolution));
       }
     }
     return paths;
@@ -133,6 +154,11 @@ class GrpcRouterClient : public RouterClient {
     if (chunk.has_start()) {
       reply->memory = ReportOf(chunk.start().memory());
       reply->memory.distances = Distances(part.resolution());
+      for (MemoryReport& bank : reply->memory.stacked) {
+        for (const v1::Resolution& resolution : part.resolution().stacked()) {
+          if (resolution.bank() == bank.bank_id) bank.distances = Distances(resolution);
+        }
+      }
       reply->memory.worker = part.worker();
       reply->prompt_tokens = chunk.start().prompt_tokens();
     }

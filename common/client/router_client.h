@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -17,8 +18,10 @@ namespace membank {
 
 struct MemoryChoice {
   MemoryMode mode = MemoryMode::kFetched;
-  std::string path;         // "3.5"; empty: found by text
-  std::string retrieve_on;  // the text to find it by; empty: the prompt
+  std::string path;         // "3.5", in the first bank; empty: found by text
+  std::string retrieve_on;  // the text to find paths by; empty: the prompt
+  std::vector<std::string> banks;            // by name; empty: those with an explicit path, or all when there is none
+  std::map<std::string, std::string> paths;  // by bank
 };
 
 // What an answer was made with.
@@ -27,6 +30,8 @@ struct MemoryReport {
   std::string bank_id, bank_version;
   std::vector<BlockId> blocks;
   std::vector<float> distances;  // per level, when the path was found by text
+  bool no_rights = false;        // the worker may not read the bank: the answer was made without it
+  std::vector<MemoryReport> stacked;  // of the banks stacked on the first one
   std::string worker;
 };
 
@@ -63,12 +68,20 @@ struct ResolvedPath {
   BlockPath path;
   std::string path_text;
   std::vector<float> distances;
+  std::string bank;
+  std::vector<ResolvedPath> stacked;  // in the trees of the banks stacked on the first one
+};
+
+struct BankFacts {
+  std::string bank_id, bank_version;
+  uint32_t fan_out = 0, depth = 0;
 };
 
 struct RouterFacts {
-  uint32_t fan_out = 0, depth = 0;
+  uint32_t fan_out = 0, depth = 0;           // of the first tree
   size_t healthy_workers = 0;
   std::string model, bank_id, bank_version;  // of the first healthy worker
+  std::vector<BankFacts> banks;              // all of it
 };
 
 // The workers of a router, healthy or not.

@@ -42,17 +42,46 @@ const char* FinishName(v1::FinishReason reason) {
   }
 }
 
-nlohmann::json MemoryOf(const v1::RouteGenerateChunk& part) {
-  const v1::MemoryUsed& used = part.chunk().start().memory();
+nlohmann::json LeftOutName(v1::LeftOut left_out) {
+  switch (left_out) {
+    case v1::LEFT_OUT_NOT_ASKED_FOR: return "not_asked_for";
+    case v1::LEFT_OUT_NO_RIGHTS: return "no_rights";
+    default: return nullptr;
+  }
+}
+
+// `resolution`: null when the path was not found by text.
+nlohmann::json BankOf(const v1::MemoryUsed& used, const v1::Resolution* resolution) {
   nlohmann::json blocks = nlohmann::json::array();
   for (const v1::BlockId& block : used.blocks()) blocks.push_back(fmt::format("{}/{}", block.level(), block.cluster()));
   nlohmann::json distances = nullptr;
-  if (part.has_resolution()) {
+  if (resolution != nullptr) {
     distances = nlohmann::json::array();
-    for (const v1::ResolvedLevel& level : part.resolution().levels()) distances.push_back(level.distance());
+    for (const v1::ResolvedLevel& level : resolution->levels()) distances.push_back(level.distance());
   }
   return {{"mode", ModeName(used.path().mode())}, {"path", used.path_text()},           {"blocks", blocks}, {"distances", distances},
-          {"bank", used.bank_id()},               {"bank_version", used.bank_version()}, {"worker", part.worker()}};
+          {"bank", used.bank_id()},               {"bank_version", used.bank_version()}};
+}
+
+nlohmann::json MemoryOf(const v1::RouteGenerateChunk& part) {
+  const v1::MemoryUsed& used = part.chunk().start().memory();
+  const v1::Resolution* first = part.has_resolution() && part.resolution().has_path() ? &part.resolution() : nullptr;
+  nlohmann::json memory = BankOf(used, first);
+  if (used.stacked_size() > 0) {
+    nlohmann::json banks = {memory};
+    banks[0]["left_out"] = LeftOutName(used.left_out());
+    for (const v1::MemoryUsed& stacked : used.stacked()) {
+      const v1::Resolution* found = nullptr;
+      for (const v1::Resolution& other : part.resolution().stacked()) {
+        if (other.bank() == stacked.bank_id()) found = &other;
+      }
+      banks.push_back(BankOf(stacked, found));
+      banks.back()["left_out"] = LeftOutName(stacked.left_out());
+    }
+    memory["banks"] = std::move(banks);
+  }
+  memory["worker"] = part.worker();
+  return memory;
 }
 
 }  // namespace

@@ -22,7 +22,8 @@ class Answer {
   nlohmann::json Add(const v1::RouteGenerateChunk& part);
   // The entry of "choices" with everything since the beginning.
   nlohmann::json Choice() const;
-  // {"mode", "path", "blocks", "distances", "bank", "bank_version", "worker"}; null before the first part.
+  // {"mode", "path", "blocks", "distances", "bank", "bank_version", "worker"} of the first bank; where banks are stacked on it, "banks" has the same
+  // of each with "left_out": null, "not_asked_for" or "no_rights". Null before the first part.
   const nlohmann::json& memory() const { return memory_; }
   uint32_t prompt_tokens() const { return prompt_tokens_; }
   uint32_t completion_tokens() const { return completion_tokens_; }

@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kMaxTokens = 1 << 20;   // the worker knows the real bound
 constexpr size_t kMaxPrompts = 256;
 constexpr size_t kMaxStops = 16;
+constexpr size_t kMaxBanks = 16;
 constexpr int64_t kMaxLogprobs = 20;
 constexpr int64_t kDefaultMaxTokens = 16, kDefaultChatTokens = 512;
 // What SmolLM2-Instruct's template says when the conversation has no system message.
@@ -113,6 +114,14 @@ absl::Status ReadMemory(const JsonReader& outer, v1::MemoryOptions* memory) {
   if (!path.empty()) memory->set_path(path);
   if (!retrieve_on.empty()) memory->set_retrieve_on(retrieve_on);
   memory->set_bank(bank);
+  std::vector<std::string> banks;
+  RETURN_IF_ERROR(reader.Read("banks", kMaxBanks, &banks));
+  memory->mutable_banks()->Assign(banks.begin(), banks.end());
+  if (const nlohmann::json* paths = reader.Find("paths")) {
+    if (!paths->is_object()) return reader.WrongType("paths", "an object of paths by bank like {\"public\": \"3.5\"}");
+    const JsonReader by_bank(*paths, "memory.paths.");
+    for (const auto& [name, value] : paths->items()) RETURN_IF_ERROR(by_bank.Read(name, &(*memory->mutable_paths())[name]));
+  }
   if (const nlohmann::json* levels = reader.Find("levels")) {
     if (!levels->is_array()) return reader.WrongType("levels", "a list of level numbers from 1");
     ASSIGN_OR_RETURN(const std::vector<int32_t> numbers, TokenIdsOf(*levels, "memory.levels"));

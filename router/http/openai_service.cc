@@ -15,6 +15,10 @@ HttpResponse JsonResponse(const nlohmann::json& value) {
   return response;
 }
 
+nlohmann::json BankFacts(const v1::BankSpec& bank, const std::string& version) {
+  return {{"bank", bank.bank_id()}, {"bank_version", version}, {"fan_out", bank.fan_out()}, {"depth", bank.widths_size()}};
+}
+
 std::vector<Answer> EmptyAnswers(const CompletionRequest& request) {
   std::vector<Answer> answers;
   const v1::Sampling& sampling = request.prompts.front().sampling();
@@ -106,12 +110,8 @@ HttpResponse OpenAiService::Models() const {
     const v1::WorkerStatus& status = worker.status();
     if (!worker.healthy() || !seen.insert(status.model()).second) continue;
     nlohmann::json model = {{"id", status.model()}, {"object", "model"}, {"created", 0}, {"owned_by", "membank"}, {"max_model_len", status.context()}};
-    if (status.has_bank()) {
-      model["memory"] = {{"bank", status.bank().bank_id()},
-                         {"bank_version", status.bank_version()},
-                         {"fan_out", status.bank().fan_out()},
-                         {"depth", status.bank().widths_size()}};
-    }
+    if (status.has_bank()) model["memory"] = BankFacts(status.bank(), status.bank_version());
+    for (const v1::StackedBank& stacked : status.stacked()) model["memory"]["stacked"].push_back(BankFacts(stacked.bank(), stacked.bank_version()));
     list.push_back(std::move(model));
   }
   return JsonResponse({{"object", "list"}, {"data", list}});

@@ -20,6 +20,12 @@ absl::Status CheckFittedWith(const ClusterTree& tree, const Embedder& embedder) 
   return absl::OkStatus();
 }
 
+absl::StatusOr<Resolution> ResolveIn(const ClusterTree& tree, const std::vector<float>& embedding) {
+  ASSIGN_OR_RETURN(std::vector<PathStep> steps, tree.Descend(embedding));
+  const BlockPath path = tree.PathOf(steps);
+  return Resolution{path, std::move(steps)};
+}
+
 absl::StatusOr<std::unique_ptr<Retriever>> Retriever::Create(std::unique_ptr<Embedder> embedder, ClusterTree tree) {
   RETURN_IF_ERROR(CheckFittedWith(tree, *embedder));
   return std::unique_ptr<Retriever>(new Retriever(std::move(embedder), std::move(tree)));
@@ -30,9 +36,7 @@ absl::StatusOr<std::vector<Resolution>> Retriever::Resolve(const std::vector<std
   std::vector<Resolution> resolutions;
   resolutions.reserve(texts.size());
   for (const std::vector<float>& embedding : embeddings) {
-    ASSIGN_OR_RETURN(std::vector<PathStep> steps, tree_.Descend(embedding));
-    const BlockPath path = tree_.PathOf(steps);
-    resolutions.push_back({path, std::move(steps)});
+    ASSIGN_OR_RETURN(resolutions.emplace_back(), ResolveIn(tree_, embedding));
   }
   return resolutions;
 }

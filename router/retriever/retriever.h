@@ -18,6 +18,9 @@ struct Resolution {
 // FAILED_PRECONDITION when the tree was fitted with another embedder (both fingerprints named).
 absl::Status CheckFittedWith(const ClusterTree& tree, const Embedder& embedder);
 
+// The path of an embedding, by greedy descent.
+absl::StatusOr<Resolution> ResolveIn(const ClusterTree& tree, const std::vector<float>& embedding);
+
 class Retriever {
  public:
   // FAILED_PRECONDITION as CheckFittedWith.

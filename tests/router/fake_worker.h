@@ -26,6 +26,8 @@ class FakeWorker final : public v1::WorkerService::Service {
   std::atomic<int> fail_after_tokens{-1};   // the stream breaks with UNAVAILABLE after so many
   std::atomic<bool> draining{false};
   std::string tree_fingerprint = "tree";
+  bool has_private_bank = false;            // stacked on the first one
+  std::atomic<bool> may_read_private{true};
 
   v1::GenerateRequest last_request() {
     absl::MutexLock lock(&mu_);
@@ -58,7 +60,7 @@ class FakeWorker final : public v1::WorkerService::Service {
         result.set_sum(result.sum() + result.logprobs(result.logprobs_size() - 1));
       }
       result.set_context_tokens(static_cast<uint32_t>(Ids(item.context()).size()));
-      *result.mutable_memory() = Memory(item.path());
+      *result.mutable_memory() = MemoryOf(item);
     }
     return grpc::Status::OK;
   }
@@ -88,6 +90,13 @@ class FakeWorker final : public v1::WorkerService::Service {
     bank.add_widths(8);
     bank.add_widths(4);
     bank.set_tree_fingerprint(tree_fingerprint);
+    if (!has_private_bank) return grpc::Status::OK;
+    v1::StackedBank& stacked = *status->add_stacked();
+    stacked.set_bank_version("p1");
+    stacked.mutable_bank()->set_bank_id("private");
+    stacked.mutable_bank()->set_fan_out(2);
+    stacked.mutable_bank()->add_widths(4);
+    stacked.mutable_bank()->set_tree_fingerprint("private tree");
     return grpc::Status::OK;
   }
 
@@ -117,6 +126,28 @@ class FakeWorker final : public v1::WorkerService::Service {
     return used;
   }
 
+  template <typename Message>
+  v1::MemoryUsed MemoryOf(const Message& message) const {
+    v1::MemoryUsed used = Memory(message.path());
+    if (!has_private_bank) return used;
+    if (message.path().mode() == v1::MEMORY_MODE_NONE) used.set_left_out(v1::LEFT_OUT_NOT_ASKED_FOR);
+    v1::MemoryUsed& own = *used.add_stacked();
+    own.set_bank_id("private");
+    own.set_bank_version("p1");
+    own.set_path_text("none");
+    own.set_left_out(v1::LEFT_OUT_NOT_ASKED_FOR);
+    for (const v1::StackedMemory& stacked : message.stacked()) {
+      *own.mutable_path() = stacked.path();
+      const bool fetched = stacked.path().mode() == v1::MEMORY_MODE_FETCHED;
+      own.set_path_text(fetched ? std::to_string(stacked.path().leaf()) : "generic");
+      own.set_left_out(may_read_private ? v1::LEFT_OUT_UNSPECIFIED : v1::LEFT_OUT_NO_RIGHTS);
+      if (!may_read_private) continue;
+      own.add_blocks()->set_level(1);
+      own.mutable_blocks(0)->set_cluster(fetched ? stacked.path().leaf() : 2);
+    }
+    return used;
+  }
+
   static void SetToken(const v1::Sampling& sampling, int id, const std::string& text, bool has_logprob, v1::GeneratedToken* token) {
     token->set_id(id);
     token->set_text(text);
@@ -138,7 +169,7 @@ class FakeWorker final : public v1::WorkerService::Service {
     if (start_delay_ms > 0 && !Sleep(context, start_delay_ms)) return grpc::Status::CANCELLED;
     v1::GenerateChunk chunk;
     chunk.mutable_start()->set_prompt_tokens(static_cast<uint32_t>(ids.size()));
-    *chunk.mutable_start()->mutable_memory() = Memory(request.path());
+    *chunk.mutable_start()->mutable_memory() = MemoryOf(request);
     if (sampling.echo()) {
       for (size_t i = 0; i < ids.size(); ++i) SetToken(sampling, ids[i], std::string(1, static_cast<char>(ids[i])), i > 0, chunk.add_prompt());
     }

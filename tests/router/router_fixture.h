@@ -1,4 +1,5 @@
-// A router in the test's process with fake workers behind real sockets and a fake path finder: leaf = length of the text modulo 16.
+// A router in the test's process with fake workers behind real sockets and a fake path finder: leaf = length of the text modulo 16, in
+// the private bank's tree modulo 2.
 #pragma once
 
 #include <memory>
@@ -20,14 +21,14 @@ class FakePathFinder : public PathFinder {
     absl::MutexLock lock(&mu_);
     return texts_;
   }
-  const TreeFacts& facts() const override { return facts_; }
-  absl::StatusOr<std::vector<Resolution>> Resolve(const std::vector<std::string>& resolve) override {
-    std::vector<Resolution> found;
+  const std::vector<TreeFacts>& trees() const override { return trees_; }
+  absl::StatusOr<std::vector<std::vector<Resolution>>> Resolve(const std::vector<std::string>& resolve) override {
+    std::vector<std::vector<Resolution>> found;
     absl::MutexLock lock(&mu_);
     for (const std::string& text : resolve) {
       texts_.push_back(text);
-      const uint32_t leaf = static_cast<uint32_t>(text.size() % 16);
-      found.push_back({{MemoryMode::kFetched, 2, leaf}, {{leaf / 4, 0.25f}, {leaf, 0.125f}}});
+      const uint32_t leaf = static_cast<uint32_t>(text.size() % 16), other = static_cast<uint32_t>(text.size() % 2);
+      found.push_back({{{MemoryMode::kFetched, 2, leaf}, {{leaf / 4, 0.25f}, {leaf, 0.125f}}}, {{MemoryMode::kFetched, 1, other}, {{other, 0.5f}}}});
     }
     return found;
   }
@@ -38,18 +39,19 @@ class FakePathFinder : public PathFinder {
   }
 
  private:
-  TreeFacts facts_{4, 2, 2, "tree", "embedder"};
+  std::vector<TreeFacts> trees_ = {{4, 2, 2, "tree", "embedder"}, {2, 1, 2, "private tree", "embedder"}};
   mutable absl::Mutex mu_;  // requests resolve at the same time
   std::vector<std::string> texts_ ABSL_GUARDED_BY(mu_);
 };
 
 struct RouterUnderTest {
-  explicit RouterUnderTest(int count = 1, bool with_tree = true) {
+  explicit RouterUnderTest(int count = 1, bool with_tree = true, int with_private_bank = 0) {
     WorkerPoolOptions options;
     options.poll_interval = std::chrono::milliseconds(20);
-    options.tree_fingerprint = "tree";
+    options.tree_fingerprints = {"tree", "private tree"};
     for (int i = 0; i < count; ++i) {
       fakes.push_back(std::make_unique<FakeWorker>());
+      fakes.back()->has_private_bank = i < with_private_bank;
       servers.push_back(RpcServer::Start({}, {fakes.back().get()}).value());
       options.workers.push_back(servers.back()->address());
     }

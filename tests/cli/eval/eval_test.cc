@@ -63,7 +63,7 @@ TEST(BootstrapRatioTest, IsTheRatioOfSumsWithAnIntervalAroundIt) {
 }
 
 struct Served : RouterUnderTest {
-  Served() : service(*router, std::chrono::seconds(30)), rpc(RpcServer::Start({}, {&service}).value()) {
+  explicit Served(int with_private_bank = 0) : RouterUnderTest(1, true, with_private_bank), service(*router, std::chrono::seconds(30)), rpc(RpcServer::Start({}, {&service}).value()) {
     options.router = rpc->address();
     options.json = testing::TempDir() + "eval_out.json";
   }
@@ -126,6 +126,30 @@ TEST(EvalTest, LossIsTheMeanOverTokensUnderEachMemory) {
   EXPECT_NEAR(modes["none"]["loss"].get<double>(), 1, 1e-5);
 }
 
+TEST(EvalTest, StackedBanksAreMeasuredTogetherOrAlone) {
+  Served served(1);
+  served.Input("{\"text\": \"1234567\", \"path_text\": \"2.0\"}\n{\"text\": \"ab\"}\n");  // in the private tree: 1 and 0
+  served.options.modes = {"fetched", "other", "generic"};
+  ASSERT_TRUE(RunLoss(served.options).ok());
+  json out = served.Output();
+  EXPECT_EQ(out["banks"], (json{{{"bank", "fake-bank"}, {"bank_version", "v7"}}, {{"bank", "private"}, {"bank_version", "p1"}}}));
+  EXPECT_EQ(out["answers"][0]["modes"]["fetched"]["path"], "2.0");
+  EXPECT_EQ(out["answers"][0]["modes"]["fetched"]["paths"]["private"], "1");
+  EXPECT_EQ(out["answers"][0]["modes"]["other"]["path"], "0.2");
+  EXPECT_EQ(out["answers"][0]["modes"]["other"]["paths"]["private"], "0");
+  EXPECT_EQ(out["answers"][1]["modes"]["generic"]["paths"]["private"], "generic");
+  EXPECT_FALSE(out.contains("left_out"));
+  served.options.banks = {"private"};
+  served.fake().may_read_private = false;
+  ASSERT_TRUE(RunLoss(served.options).ok());
+  out = served.Output();
+  EXPECT_EQ(out["answers"][0]["modes"]["fetched"]["path"], "none");
+  EXPECT_EQ(out["answers"][0]["modes"]["fetched"]["paths"]["private"], "no rights");
+  EXPECT_EQ(out["left_out"]["private"], 6);
+  served.options.banks = {"secret"};
+  EXPECT_THAT(std::string(RunLoss(served.options).message()), HasSubstr("the banks served are: fake-bank, private"));
+}
+
 TEST(EvalTest, BadInputNamesTheLine) {
   Served served;
   const auto error = [&](const std::string& lines) {
@@ -145,6 +169,25 @@ TEST(EvalTest, AWorkersErrorNamesTheItem) {
   served.fake().fail_generate = grpc::INVALID_ARGUMENT;
   served.Input("{\"prompt\": \"a\", \"answer\": \"b\"}\n");
   EXPECT_THAT(std::string(RunCloze(served.options).message()), testing::AllOf(HasSubstr("eval_in.jsonl:1, memory fetched"), HasSubstr("refuses")));
+}
+
+TEST(RouterClientTest, ReportsEachBank) {
+  Served served(1);
+  served.fake().may_read_private = false;
+  auto client = RouterClient::Connect(served.rpc->address()).value();
+  EXPECT_EQ(client->Status()->banks[1].bank_id, "private");
+  RouterGenerateRequest request;
+  request.prompt = "1234567";
+  request.memory.paths["fake-bank"] = "1.2";
+  request.memory.banks = {"fake-bank", "private"};
+  const auto reply = client->Generate(request);
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  EXPECT_EQ(reply->memory.path_text, "1.2");
+  EXPECT_TRUE(reply->memory.distances.empty());
+  ASSERT_EQ(reply->memory.stacked.size(), 1u);
+  EXPECT_TRUE(reply->memory.stacked[0].no_rights);
+  EXPECT_THAT(reply->memory.stacked[0].distances, testing::ElementsAre(0.5f));
+  EXPECT_EQ((*client->Resolve({"a"}))[0].stacked[0].path_text, "1");
 }
 
 TEST(RouterClientTest, StreamsAndReports) {

@@ -15,8 +15,8 @@ using nlohmann::json;
 using ::testing::HasSubstr;
 
 struct Served : RouterUnderTest {
-  explicit Served(int count = 1, bool with_tree = true, HttpServerOptions options = {})
-      : RouterUnderTest(count, with_tree), service(*router, std::chrono::seconds(30)) {
+  explicit Served(int count = 1, bool with_tree = true, HttpServerOptions options = {}, int with_private_bank = 0)
+      : RouterUnderTest(count, with_tree, with_private_bank), service(*router, std::chrono::seconds(30)) {
     http = HttpServer::Start(options, service.Routes()).value();
   }
 
@@ -70,6 +70,35 @@ TEST(CompletionsTest, MemoryOfTheRequest) {
   EXPECT_EQ(path({{"mode", "generic"}}), "generic");
   EXPECT_EQ(path({{"path", "3.1"}}), "3.1");
   EXPECT_EQ(path({{"mode", "fetched"}, {"retrieve_on", "abcdef"}}), "1.2");
+}
+
+TEST(CompletionsTest, StackedBanksAreChosenAndReportedByName) {
+  Served served(1, true, {}, 1);
+  const auto banks = [&](const json& memory) {
+    return served.Ok("/v1/completions", {{"prompt", "12345678"}, {"max_tokens", 1}, {"memory", memory}})["memory"]["banks"];
+  };
+  const json both = banks({{"mode", "fetched"}});
+  ASSERT_EQ(both.size(), 2u);
+  EXPECT_EQ(both[0], (json{{"mode", "fetched"}, {"path", "2.0"}, {"blocks", {"1/2", "2/8"}}, {"distances", {0.25, 0.125}}, {"bank", "fake-bank"},
+                           {"bank_version", "v7"}, {"left_out", nullptr}}));
+  EXPECT_EQ(both[1], (json{{"mode", "fetched"}, {"path", "0"}, {"blocks", {"1/0"}}, {"distances", {0.5}}, {"bank", "private"}, {"bank_version", "p1"},
+                           {"left_out", nullptr}}));
+  EXPECT_EQ(banks({{"banks", {"fake-bank"}}})[1]["left_out"], "not_asked_for");
+  EXPECT_EQ(banks({{"banks", "private"}})[0]["left_out"], "not_asked_for");
+  const json given = banks({{"paths", {{"private", "1"}}}});
+  EXPECT_EQ(given[0]["path"], "none");
+  EXPECT_EQ(given[1]["path"], "1");
+  EXPECT_EQ(given[1]["distances"], nullptr);
+  served.fake().may_read_private = false;
+  const json refused = banks({{"mode", "fetched"}});
+  EXPECT_EQ(refused[1]["left_out"], "no_rights");
+  EXPECT_EQ(refused[1]["blocks"], json::array());
+  EXPECT_EQ(refused[0], both[0]);
+  const auto models = HttpTestClient(served.http->address()).Call("GET", "/v1/models", "");
+  EXPECT_EQ(json::parse(models.body)["data"][0]["memory"]["stacked"][0],
+            (json{{"bank", "private"}, {"bank_version", "p1"}, {"fan_out", 2}, {"depth", 1}}));
+  EXPECT_THAT(served.Error(400, "/v1/completions", R"({"prompt":"a","memory":{"banks":["secret"]}})")["message"].get<std::string>(),
+              HasSubstr("the banks served here are: fake-bank, private"));
 }
 
 TEST(CompletionsTest, ManyPromptsInOneRequest) {
@@ -189,6 +218,9 @@ TEST(ErrorsTest, WrongTypesAndRangesNameTheField) {
       {"/v1/completions", R"({"prompt":"a","memory":"none"})", "memory", "memory is a string"},
       {"/v1/completions", R"({"prompt":"a","memory":{"mode":"all"}})", "memory.mode", "none, generic or fetched"},
       {"/v1/completions", R"({"prompt":"a","memory":{"path":3}})", "memory.path", "memory.path is a number"},
+      {"/v1/completions", R"({"prompt":"a","memory":{"banks":[3]}})", "memory.banks", "memory.banks holds a number"},
+      {"/v1/completions", R"({"prompt":"a","memory":{"paths":"3"}})", "memory.paths", "memory.paths is a string"},
+      {"/v1/completions", R"({"prompt":"a","memory":{"paths":{"b":3}}})", "memory.paths.b", "memory.paths.b is a number"},
       {"/v1/chat/completions", R"({"messages":"hi"})", "messages", "a list"},
       {"/v1/chat/completions", R"({"messages":[{"role":"robot","content":"x"}]})", "messages[0].role", "'robot'"},
       {"/v1/chat/completions", R"({"messages":[{"role":"user"}]})", "messages[0].content", "not a string"},

@@ -14,8 +14,8 @@ namespace {
 using ::testing::HasSubstr;
 
 struct Served : RouterUnderTest {
-  explicit Served(int count = 1, bool with_tree = true)
-      : RouterUnderTest(count, with_tree), service(*router, std::chrono::seconds(30)), rpc(RpcServer::Start({}, {&service}).value()),
+  explicit Served(int count = 1, bool with_tree = true, int with_private_bank = 0)
+      : RouterUnderTest(count, with_tree, with_private_bank), service(*router, std::chrono::seconds(30)), rpc(RpcServer::Start({}, {&service}).value()),
         stub(v1::RouterService::NewStub(MakeChannels(rpc->address(), {}).value().front())) {}
 
   struct Reply {
@@ -225,6 +225,66 @@ TEST(RouterServiceTest, ResolveAndStatus) {
   EXPECT_THAT(*workers, testing::ElementsAre(served.servers[0]->address()));
 }
 
+TEST(StackedBanksTest, OneTextFindsAPathPerBank) {
+  Served served(1, true, 1);
+  const auto reply = served.Generate(Ask("seven by"));  // 8 bytes: leaf 8, and 0 in the private tree
+  ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
+  const v1::MemoryUsed& used = reply.first.chunk().start().memory();
+  EXPECT_EQ(used.path_text(), "2.0");
+  EXPECT_EQ(used.stacked(0).path_text(), "0");
+  EXPECT_EQ(reply.first.resolution().bank(), "fake-bank");
+  EXPECT_EQ(reply.first.resolution().stacked(0).bank(), "private");
+  EXPECT_EQ(reply.first.resolution().stacked(0).levels(0).distance(), 0.5f);
+  EXPECT_THAT(served.paths.texts(), testing::ElementsAre("seven by"));
+
+  v1::RouteGenerateRequest request = Ask("x");
+  request.mutable_memory()->add_banks("private");
+  const auto own = served.Generate(request);
+  EXPECT_EQ(own.first.chunk().start().memory().left_out(), v1::LEFT_OUT_NOT_ASKED_FOR);
+  EXPECT_EQ(own.first.chunk().start().memory().stacked(0).path_text(), "1");
+  EXPECT_FALSE(own.first.resolution().has_path());
+  EXPECT_EQ(own.first.resolution().stacked_size(), 1);
+  request.mutable_memory()->clear_banks();
+  request.mutable_memory()->set_path("3.1");
+  request.mutable_memory()->add_levels(1);
+  EXPECT_EQ(served.Generate(request).first.chunk().start().memory().stacked(0).left_out(), v1::LEFT_OUT_NOT_ASKED_FOR);
+  (*request.mutable_memory()->mutable_paths())["private"] = "1";
+  EXPECT_EQ(served.Generate(request).first.chunk().start().memory().stacked(0).path_text(), "1");
+  EXPECT_THAT(served.fake().last_request().stacked(0).levels(), testing::ElementsAre(1));
+
+  v1::RouteScoreRequest score;
+  score.add_items()->mutable_continuation()->set_text("abc");
+  grpc::ClientContext score_context, resolve_context, status_context;
+  v1::RouteScoreReply scores;
+  ASSERT_TRUE(served.stub->Score(&score_context, score, &scores).ok());
+  EXPECT_EQ(scores.results(0).memory().stacked(0).path_text(), "1");
+  v1::ResolveRequest resolve;
+  resolve.add_texts("ab");
+  v1::ResolveReply places;
+  ASSERT_TRUE(served.stub->Resolve(&resolve_context, resolve, &places).ok());
+  EXPECT_EQ(places.resolutions(0).path_text(), "0.2");
+  EXPECT_EQ(places.resolutions(0).stacked(0).path_text(), "0");
+  v1::RouterStatus status;
+  ASSERT_TRUE(served.stub->Status(&status_context, v1::RouterStatusRequest(), &status).ok());
+  EXPECT_EQ(status.trees(1).fingerprint(), "private tree");
+}
+
+TEST(StackedBanksTest, OnlyWorkersThatHaveTheBanksAreUsed) {
+  Served served(2, true, 1);
+  for (int i = 0; i < 8; ++i) ASSERT_TRUE(served.Generate(Ask(std::string(i + 1, 'x'))).status.ok());
+  EXPECT_EQ(served.fake(0).generate_calls, 8);
+  v1::RouteGenerateRequest first_only = Ask("x");
+  first_only.mutable_memory()->add_banks("fake-bank");
+  for (int i = 0; i < 16; ++i) {
+    first_only.mutable_memory()->set_path(std::to_string(i / 4) + "." + std::to_string(i % 4));
+    ASSERT_TRUE(served.Generate(first_only).status.ok());
+  }
+  EXPECT_GT(served.fake(1).generate_calls, 0);
+  served.fake(0).fail_generate = grpc::RESOURCE_EXHAUSTED;
+  const grpc::Status full = served.Generate(Ask("x")).status;
+  EXPECT_EQ(full.error_code(), grpc::RESOURCE_EXHAUSTED) << full.error_message();
+}
+
 TEST(WorkerPoolTest, APathPrefersOneWorkerAndPathsSpread) {
   RouterUnderTest under_test(4);
   std::map<std::string, int> paths_of;
@@ -268,7 +328,7 @@ TEST(WorkerPoolTest, DrainingAndForeignTreesAndDeadWorkersAreNotUsed) {
   ASSERT_TRUE(RouterUnderTest::WaitFor([&] { return under_test.Healthy() == 0; }));
   const absl::Status status = under_test.pool->Pick(std::nullopt).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(std::string(status.message()), testing::AllOf(HasSubstr("draining"), HasSubstr("made with tree another, this router has tree tree")));
+  EXPECT_THAT(std::string(status.message()), testing::AllOf(HasSubstr("draining"), HasSubstr("made with tree another, this router has tree tree, private tree")));
   under_test.fake(0).draining = false;
   EXPECT_TRUE(RouterUnderTest::WaitFor([&] { return under_test.Healthy() == 1; }));
 }
