@@ -62,7 +62,8 @@ absl::Status Purge(const AccessCommand& command) {
 absl::Status ListOwners(const AccessCommand& command) {
   ASSIGN_OR_RETURN(const std::unique_ptr<AccessClient> client, Connect(command));
   ASSIGN_OR_RETURN(const BankSpec spec, client->Spec());
-  ASSIGN_OR_RETURN(const AccessTable table, client->Read(std::chrono::seconds(10)));
+  ASSIGN_OR_RETURN(const AccessView view, client->Read(std::chrono::seconds(10)));
+  const AccessTable& table = view.table;
   if (command.json) {
     fmt::print("{}\n", table.ToJson());
     return absl::OkStatus();

@@ -1,7 +1,6 @@
 #include "common/client/access_client.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "absl/time/clock.h"
 #include "common/base/status_macros.h"
@@ -22,18 +21,21 @@ absl::StatusOr<std::unique_ptr<AccessClient>> AccessClient::Create(const MemoryC
   return std::unique_ptr<AccessClient>(new AccessClient(one, std::move(topology)));
 }
 
-absl::StatusOr<AccessTable> AccessClient::Read(std::chrono::milliseconds timeout) const {
+absl::StatusOr<AccessView> AccessClient::Read(std::chrono::milliseconds timeout) const {
   const absl::Time deadline = absl::Now() + absl::FromChrono(timeout);
   std::vector<v1::AccessTable> tables(topology_->peers.size());
   std::vector<absl::Status> statuses = StatusesInParallel(tables.size(), [&](size_t i) {
     return CallPeer(topology_->peers[i], deadline, true, &v1::MemoryService::Stub::GetAccess, v1::GetAccessRequest(), &tables[i]);
   });
+  AccessView view;
   const v1::AccessTable* newest = nullptr;
   for (size_t i = 0; i < tables.size(); ++i) {
+    view.epochs.push_back(tables[i].epoch());
     if (statuses[i].ok() && (newest == nullptr || tables[i].epoch() > newest->epoch())) newest = &tables[i];
   }
   if (newest == nullptr) return statuses.front();
-  return FromProto(*newest);
+  ASSIGN_OR_RETURN(view.table, FromProto(*newest));
+  return view;
 }
 
 absl::StatusOr<BankSpec> AccessClient::Spec() const {

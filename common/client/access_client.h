@@ -4,6 +4,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/bank/access_table.h"
@@ -19,14 +20,20 @@ struct PurgeSummary {
   uint64_t cuts = 0;    // checkpoints and versions that were searched, over all servers
 };
 
+// What the servers of a bank say about its access.
+struct AccessView {
+  AccessTable table;             // the newest that any of them has
+  std::vector<uint64_t> epochs;  // of each server's own; 0: it did not answer, or has never had one
+};
+
 class AccessClient {
  public:
   // Reads slot map and certificates; connects with the first call.
   static absl::StatusOr<std::unique_ptr<AccessClient>> Create(const MemoryClientOptions& options);
 
-  // The newest table that any server has. A change counts as made only when every server has it, so one answer is enough to know all changes
-  // made; UNAVAILABLE when no server answers in time.
-  absl::StatusOr<AccessTable> Read(std::chrono::milliseconds timeout) const;
+  // A change counts as made only when every server has it, so one answer is enough to know all changes made; UNAVAILABLE when no server answers
+  // in time.
+  absl::StatusOr<AccessView> Read(std::chrono::milliseconds timeout) const;
 
   // Reads the tables of all servers, applies `change` to the newest, and sets the result on all. OK: it is in force and durable everywhere. On an
   // error some servers may have it; the same change again is safe and makes them agree. The new table.

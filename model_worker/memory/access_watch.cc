@@ -1,5 +1,8 @@
 #include "model_worker/memory/access_watch.h"
 
+#include <algorithm>
+#include <numeric>
+
 #include "absl/time/clock.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
@@ -21,7 +24,7 @@ AccessWatch::~AccessWatch() {
 
 uint64_t AccessWatch::epoch() const {
   absl::MutexLock lock(&mu_);
-  return table_.epoch;
+  return std::accumulate(epochs_.begin(), epochs_.end(), uint64_t{0});
 }
 
 absl::Status AccessWatch::CheckLease() const {
@@ -38,14 +41,16 @@ bool AccessWatch::IsBlocked(BlockId id) const {
 
 void AccessWatch::Look() {
   const absl::Time begin = absl::Now();
-  absl::StatusOr<AccessTable> table = read_(absl::ToChronoMilliseconds(lease_ / 5));
+  absl::StatusOr<AccessView> view = read_(absl::ToChronoMilliseconds(lease_ / 5));
   absl::MutexLock lock(&mu_);
-  error_ = table.status();
-  if (!table.ok()) return;
+  error_ = view.status();
+  if (!view.ok()) return;
   read_at_ = begin;
-  if (table->epoch <= table_.epoch) return;
-  LOG_INFO("access epoch {}: cached blocks are asked for again", table->epoch);
-  table_ = *std::move(table);
+  epochs_.resize(std::max(epochs_.size(), view->epochs.size()));
+  for (size_t i = 0; i < view->epochs.size(); ++i) epochs_[i] = std::max(epochs_[i], view->epochs[i]);
+  if (view->table.epoch <= table_.epoch) return;
+  LOG_INFO("access epoch {}: cached blocks are asked for again", view->table.epoch);
+  table_ = std::move(view->table);
 }
 
 void AccessWatch::Run() {

@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <thread>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
@@ -12,19 +13,21 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "common/bank/access_table.h"
+#include "common/client/access_client.h"
 
 namespace membank {
 
 class AccessWatch {
  public:
   // One look at the servers, at most this long.
-  using Read = std::function<absl::StatusOr<AccessTable>(std::chrono::milliseconds timeout)>;
+  using Read = std::function<absl::StatusOr<AccessView>(std::chrono::milliseconds timeout)>;
 
   // Reads the table once before it returns; the thread goes on five times per lease.
   AccessWatch(Read read, uint32_t fan_out, absl::Duration lease);
   ~AccessWatch();
 
-  // Grows with every change of the table: what was fetched at another epoch must be asked for again.
+  // Grows when a server is seen to have a newer table: what was fetched at another epoch must be asked for again. A server that takes a change over
+  // after the others makes it grow once more, because until then it decided by its old table.
   uint64_t epoch() const ABSL_LOCKS_EXCLUDED(mu_);
   // UNAVAILABLE when the lease is over.
   absl::Status CheckLease() const ABSL_LOCKS_EXCLUDED(mu_);
@@ -41,6 +44,7 @@ class AccessWatch {
 
   mutable absl::Mutex mu_;
   AccessTable table_ ABSL_GUARDED_BY(mu_);
+  std::vector<uint64_t> epochs_ ABSL_GUARDED_BY(mu_);               // the newest that each server was seen to have
   absl::Time read_at_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();  // when the last successful look began
   absl::Status error_ ABSL_GUARDED_BY(mu_);                         // of the last look
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;

@@ -284,10 +284,11 @@ void ModelEngine::TakeVerdict(Sequence& sequence, const Loaded& result) {
   BankUse& use = sequence.memory[result.use];
   use.asked_at = absl::InfiniteFuture();
   use.seen_epoch = use.asked_epoch;
-  if (result.blocks.ok()) return;
-  const absl::Status& status = result.blocks.status();
-  sequence.End(FinishReason::kCancelled, !absl::IsPermissionDenied(status) ? status
-                                             : Aborted("the right to read was lost while the answer was made: {}; ask again", std::string(status.message())));
+  absl::Status status = result.blocks.status();
+  if (absl::IsPermissionDenied(status)) {
+    status = Aborted("the right to read was lost while the answer was made: {}; ask again", std::string(status.message()));
+  }
+  if (!status.ok()) sequence.End(FinishReason::kCancelled, status);
 }
 
 // What a sequence computes with may have been blocked since, or the right to read it may be gone.

@@ -119,10 +119,10 @@ TEST_F(BlockLoaderTest, AFailureIsOneBlocksAndIsNotKept) {
 // Whoever asks after the access table has changed must not get what a fetch from before the change brings.
 TEST_F(BlockLoaderTest, AFetchFromBeforeAChangeOfTheAccessTableIsNotEnough) {
   std::atomic<uint64_t> epoch{1};
-  const auto table = [&](std::chrono::milliseconds) -> absl::StatusOr<AccessTable> {
+  const auto table = [&](std::chrono::milliseconds) -> absl::StatusOr<AccessView> {
     AccessTable table;
     table.epoch = epoch;
-    return table;
+    return AccessView{table, {table.epoch}};
   };
   AccessWatch watch(table, memory_.spec().fan_out, absl::Milliseconds(500));
   BlockLoaderOptions options = {torch::kFloat};

@@ -12,12 +12,12 @@ constexpr absl::Duration kLease = absl::Seconds(1);
 class BlockingTest : public ServeTest {
  protected:
   BlockingTest()
-      : watch_([this](std::chrono::milliseconds) -> absl::StatusOr<AccessTable> {
+      : watch_([this](std::chrono::milliseconds) -> absl::StatusOr<AccessView> {
           if (away_) return Unavailable("no server");
           AccessTable table;
           table.epoch = blocked_ ? 2 : 1;
           if (blocked_) table.SetBlocked({1, 2}, true);
-          return table;
+          return AccessView{table, {table.epoch}};
         }, TinySpec().fan_out, kLease) {
     banks_[0].access = &watch_;
   }

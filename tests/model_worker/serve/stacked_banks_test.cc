@@ -43,11 +43,11 @@ AnchorWeights Widened(const std::vector<std::pair<BankSpec, std::vector<BlockId>
 class StackedBanksTest : public ServeTest {
  protected:
   StackedBanksTest()
-      : watch_([this](std::chrono::milliseconds) -> absl::StatusOr<AccessTable> {
+      : watch_([this](std::chrono::milliseconds) -> absl::StatusOr<AccessView> {
           AccessTable table;
           table.epoch = epoch_;
           if (blocked_) table.SetBlocked({1, 1}, true);
-          return table;
+          return AccessView{table, {table.epoch}};
         }, PrivateSpec().fan_out, kLease) {
     banks_.push_back({&private_, "v1", &watch_});
   }
