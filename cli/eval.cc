@@ -118,8 +118,8 @@ absl::StatusOr<BlockPath> PathIn(const BankFacts& bank, const ResolvedPath& foun
   for (const ResolvedPath& stacked : found.stacked) {
     if (stacked.bank == bank.bank_id) return stacked.path;
   }
-  return FailedPrecondition("the router has no tree of bank '{}' to find paths by; start it with --tree of that bank, or leave the bank out of --banks",
-                            bank.bank_id);
+  return FailedPrecondition("the router has no tree of bank '{}' to find paths by; start it with --tree of that bank, or leave the bank out "
+                            "of --banks", bank.bank_id);
 }
 
 // The path of each item in each bank: [bank][item]. A path that an item names is one of the first bank.
@@ -157,7 +157,10 @@ absl::StatusOr<std::vector<MemoryChoice>> Choices(RouterClient& client, const st
   for (size_t b = 0; b < report.banks.size(); ++b) {
     const uint32_t fan_out = report.banks[b].fan_out;
     const std::vector<BlockPath> paths = mode == "other" ? OtherPaths(found[b], fan_out) : found[b];
-    for (size_t i = 0; i < paths.size(); ++i) (stacked ? choices[i].paths[report.banks[b].bank_id] : choices[i].path) = ToString(paths[i], fan_out);
+    for (size_t i = 0; i < paths.size(); ++i) {
+      std::string& path = stacked ? choices[i].paths[report.banks[b].bank_id] : choices[i].path;
+      path = ToString(paths[i], fan_out);
+    }
   }
   return choices;
 }

@@ -44,8 +44,8 @@ absl::Status Validate(const WorkerOptions& options);
 
 bool HasStackedBank(const WorkerOptions& options);
 
-// The version of the bank to serve: "head" is the live head (empty), "latest" the greatest published name in natural order ("v9" before "v10"), anything
-// else a published version. FAILED_PRECONDITION or NOT_FOUND lists what is published; `setting`: its name in errors.
+// The version of the bank to serve: "head" is the live head (empty), "latest" the greatest published name in natural order ("v9" before "v10"),
+// anything else a published version. FAILED_PRECONDITION or NOT_FOUND lists what is published; `setting`: its name in errors.
 absl::StatusOr<std::string> ChooseBankVersion(const std::string& setting, const std::string& wanted, const std::vector<std::string>& published);
 
 }  // namespace membank

@@ -109,7 +109,9 @@ absl::StatusOr<std::vector<BankPlan>> PlanMemory(const v1::MemoryOptions& memory
   }
   ASSIGN_OR_RETURN(const auto paths, ExplicitPaths(memory, banks));
   for (const auto& [number, path] : paths) {
-    if (!named.empty() && !named.contains(number)) return InvalidArgument("{} is a path of bank '{}', which memory.banks leaves out", path.first, banks[number].name);
+    if (!named.empty() && !named.contains(number)) {
+      return InvalidArgument("{} is a path of bank '{}', which memory.banks leaves out", path.first, banks[number].name);
+    }
   }
   for (size_t i = 0; i < banks.size(); ++i) {
     const bool wanted = !named.empty() ? named.contains(i) : paths.empty() || paths.contains(i);

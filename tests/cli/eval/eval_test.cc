@@ -63,7 +63,8 @@ TEST(BootstrapRatioTest, IsTheRatioOfSumsWithAnIntervalAroundIt) {
 }
 
 struct Served : RouterUnderTest {
-  explicit Served(int with_private_bank = 0) : RouterUnderTest(1, true, with_private_bank), service(*router, std::chrono::seconds(30)), rpc(RpcServer::Start({}, {&service}).value()) {
+  explicit Served(int with_private_bank = 0)
+      : RouterUnderTest(1, true, with_private_bank), service(*router, std::chrono::seconds(30)), rpc(RpcServer::Start({}, {&service}).value()) {
     options.router = rpc->address();
     options.json = testing::TempDir() + "eval_out.json";
   }

@@ -60,7 +60,8 @@ def prepare_private(directory, anchor):
     with open(directory / "pages.jsonl", "w", encoding="utf-8") as file:
         for topic in ("salary", "contract", "password"):
             for index in range(4):
-                file.write(json.dumps({"id": f"{topic}{index}", "title": topic, "text": f"The {topic} of colleague {index} is {generator.randrange(1000)}."}) + "\n")
+                text = f"The {topic} of colleague {index} is {generator.randrange(1000)}."
+                file.write(json.dumps({"id": f"{topic}{index}", "title": topic, "text": text}) + "\n")
     membank("corpus", "build", "--input", directory / "pages.jsonl", "--tokenizer", anchor, "--embedder", EMBEDDER, "--fit-tree", "--fan-out", 3,
             "--depth", 1, "--seed", 2, "--sequence-length", 128, "--output", directory / "corpus")
     membank("bank", "create", "--bank-id", "private", "--anchor", anchor, "--tree", directory / "corpus/tree.safetensors", "--widths", "24",
@@ -191,7 +192,8 @@ def check_rights(cluster, said):
         assert memory["banks"][1]["left_out"] == "no_rights" and memory["banks"][1]["blocks"] == [], memory
         answer, memory = ask(cluster.both, prompt, {})
         assert answer == said[prompt]["both"] and memory["banks"][1]["left_out"] is None, memory
-    print(f"ok  a right that was taken was gone after {took:.2f} s: bit-equal to the worker that has only the public bank; the reader's answers are as before")
+    print(f"ok  a right that was taken was gone after {took:.2f} s: bit-equal to the worker that has only the public bank, and the reader's "
+          "answers are as before")
 
 
 def check_versions(cluster, said):

@@ -270,7 +270,8 @@ TEST_F(StackedBanksTest, BanksThatDoNotBelongTogetherAreRefused) {
   };
   BankSpec spec = PrivateSpec();
   spec.anchor_fingerprint = "other";
-  EXPECT_NE(refusal(spec).find("bank private was trained beside the anchor with fingerprint other, this one's is tiny"), std::string::npos) << refusal(spec);
+  EXPECT_NE(refusal(spec).find("bank private was trained beside the anchor with fingerprint other, this one's is tiny"), std::string::npos)
+      << refusal(spec);
   spec = PrivateSpec();
   spec.bank_id = "tiny";
   EXPECT_NE(refusal(spec).find("both banks are named tiny"), std::string::npos) << refusal(spec);

@@ -16,7 +16,8 @@ namespace {
 
 class WorkerServiceTest : public ::testing::Test {
  protected:
-  explicit WorkerServiceTest(bool stacked = false) : tiny_(serve_test::TinyEngine::Create(stacked)), service_(tiny_->engine(), tiny_->tokenizer(), "tiny") {
+  explicit WorkerServiceTest(bool stacked = false)
+      : tiny_(serve_test::TinyEngine::Create(stacked)), service_(tiny_->engine(), tiny_->tokenizer(), "tiny") {
     server_ = RpcServer::Start({}, {&service_}).value();
     client_ = Client();
   }

@@ -328,7 +328,8 @@ TEST(WorkerPoolTest, DrainingAndForeignTreesAndDeadWorkersAreNotUsed) {
   ASSERT_TRUE(RouterUnderTest::WaitFor([&] { return under_test.Healthy() == 0; }));
   const absl::Status status = under_test.pool->Pick(std::nullopt).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(std::string(status.message()), testing::AllOf(HasSubstr("draining"), HasSubstr("made with tree another, this router has tree tree, private tree")));
+  EXPECT_THAT(std::string(status.message()), testing::AllOf(HasSubstr("draining"),
+                                                            HasSubstr("made with tree another, this router has tree tree, private tree")));
   under_test.fake(0).draining = false;
   EXPECT_TRUE(RouterUnderTest::WaitFor([&] { return under_test.Healthy() == 1; }));
 }
