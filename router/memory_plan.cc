@@ -16,6 +16,14 @@ std::string NamesOf(const std::vector<PlannedBank>& banks) {
   return names;
 }
 
+// Its number; nothing when no bank is named so.
+std::optional<size_t> Find(const std::string& name, const std::vector<PlannedBank>& banks) {
+  for (size_t i = 0; i < banks.size(); ++i) {
+    if (!name.empty() && banks[i].name == name) return i;
+  }
+  return std::nullopt;
+}
+
 absl::StatusOr<BlockPath> ExplicitPath(const std::string& field, const std::string& text, const PlannedBank& bank) {
   if (bank.depth == 0) return FailedPrecondition("{} '{}' cannot be used: no worker has a bank", field, text);
   absl::StatusOr<BlockPath> path = ParsePath(text, bank.fan_out, bank.depth);
@@ -37,12 +45,11 @@ absl::StatusOr<std::map<size_t, std::pair<std::string, BlockPath>>> ExplicitPath
   const std::map<std::string, std::string> by_name(memory.paths().begin(), memory.paths().end());
   for (const auto& [name, text] : by_name) {
     const std::string field = "memory.paths." + name;
-    const auto bank = std::find_if(banks.begin(), banks.end(), [&](const PlannedBank& other) { return other.name == name; });
-    if (name.empty() || bank == banks.end()) return InvalidArgument("{}: the banks served here are: {}", field, NamesOf(banks));
-    const size_t number = static_cast<size_t>(bank - banks.begin());
-    if (paths.contains(number)) return InvalidArgument("{} and memory.path are both paths of the first bank; give one of them", field);
-    ASSIGN_OR_RETURN(const BlockPath path, ExplicitPath(field, text, *bank));
-    paths[number] = {field, path};
+    const std::optional<size_t> number = Find(name, banks);
+    if (!number.has_value()) return InvalidArgument("{}: the banks served here are: {}", field, NamesOf(banks));
+    if (paths.contains(*number)) return InvalidArgument("{} and memory.path are both paths of the first bank; give one of them", field);
+    ASSIGN_OR_RETURN(const BlockPath path, ExplicitPath(field, text, banks[*number]));
+    paths[*number] = {field, path};
   }
   return paths;
 }
@@ -51,9 +58,9 @@ absl::StatusOr<std::map<size_t, std::pair<std::string, BlockPath>>> ExplicitPath
 absl::StatusOr<std::set<size_t>> NamedBanks(const v1::MemoryOptions& memory, const std::vector<PlannedBank>& banks) {
   std::set<size_t> named;
   for (const std::string& name : memory.banks()) {
-    const auto bank = std::find_if(banks.begin(), banks.end(), [&](const PlannedBank& other) { return other.name == name; });
-    if (name.empty() || bank == banks.end()) return InvalidArgument("memory.banks names '{}'; the banks served here are: {}", name, NamesOf(banks));
-    named.insert(static_cast<size_t>(bank - banks.begin()));
+    const std::optional<size_t> number = Find(name, banks);
+    if (!number.has_value()) return InvalidArgument("memory.banks names '{}'; the banks served here are: {}", name, NamesOf(banks));
+    named.insert(*number);
   }
   return named;
 }

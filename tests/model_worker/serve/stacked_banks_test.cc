@@ -23,8 +23,9 @@ AnchorWeights Widened(const std::vector<std::pair<BankSpec, std::vector<BlockId>
   AnchorWeights weights = TinyAnchor();
   for (size_t layer = 0; layer < weights.layers.size(); ++layer) {
     LayerWeights& to = weights.layers[layer];
-    for (const auto& [spec, ids] : banks) {
-      for (BlockId id : ids) {
+    for (const auto& bank : banks) {
+      const BankSpec& spec = bank.first;
+      for (BlockId id : bank.second) {
         const torch::Tensor block = torch::tensor(FakeMemory::Values(spec, id, 1));
         const FfnLayerRange range = FfnLayer(spec, id.level, static_cast<uint32_t>(layer));
         const auto rows = [&](uint64_t begin, uint64_t end) {
