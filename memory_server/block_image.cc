@@ -107,6 +107,16 @@ absl::StatusOr<std::shared_ptr<TrainState>> ReadState(const HeadStores& stores, 
   return state;
 }
 
+absl::StatusOr<BlockImage> DecodeImage(const BankSpec& spec, BlockId id, absl::Span<const uint8_t> weights, absl::Span<const uint8_t> state,
+                                       const std::shared_ptr<BufferPool>& buffers) {
+  const absl::StatusOr<WeightsRecord> payload = DecodeWeights(weights, spec.BlockBytes(id.level));
+  const absl::StatusOr<StateRecord> beside = DecodeState(state);
+  for (const absl::Status& status : {payload.status(), beside.status()})
+    if (!status.ok()) return Annotate(status, "block " + ToString(id));
+  RETURN_IF_ERROR(CheckState(spec, id, payload->version, *beside));
+  return BlockImage{id, payload->version, payload->crc32c, CopyPayload(payload->payload, buffers.get()), CopyState(*beside, buffers)};
+}
+
 absl::Status CheckState(const BankSpec& spec, BlockId id, uint64_t payload_version, const StateRecord& record) {
   const bool fits = StateFits(spec, id, record.weights.size(), record.m.size(), record.v.size());
   if (fits && payload_version == record.version) return absl::OkStatus();

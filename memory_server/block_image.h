@@ -48,6 +48,10 @@ absl::StatusOr<CachedPayload> ReadPayload(const HeadStores& stores, const BankSp
 absl::StatusOr<std::shared_ptr<TrainState>> ReadState(const HeadStores& stores, const BankSpec& spec, BlockId id, uint64_t version,
                                                       const std::shared_ptr<BufferPool>& buffers);
 
+// From a pair of store records, as WriteImages makes them; copied.
+absl::StatusOr<BlockImage> DecodeImage(const BankSpec& spec, BlockId id, absl::Span<const uint8_t> weights, absl::Span<const uint8_t> state,
+                                       const std::shared_ptr<BufferPool>& buffers);
+
 // Does a record read from a state store belong to a payload of that version, and does it fit the bank?
 absl::Status CheckState(const BankSpec& spec, BlockId id, uint64_t payload_version, const StateRecord& record);
 std::shared_ptr<TrainState> CopyState(const StateRecord& record, const std::shared_ptr<BufferPool>& buffers);

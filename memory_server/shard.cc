@@ -100,12 +100,7 @@ absl::StatusOr<std::unique_ptr<Shard>> Shard::Open(const BankSpec& spec, const S
   const std::optional<Cut> cut = shard->checkpoints_->LastCommitted();
   absl::MutexLock train(&shard->train_mu_);
   RETURN_IF_ERROR(shard->LoadRuns());
-  Head head;
-  if (cut.has_value()) {
-    ASSIGN_OR_RETURN(head, shard->LoadCut(*cut, slot_map));
-  }
-  ASSIGN_OR_RETURN(BlockTable::LiveStores stores, shard->OpenHeadStores(cut, head.foreign));
-  shard->InstallHead(std::move(head), std::move(stores));
+  RETURN_IF_ERROR(shard->LoadHead(cut, slot_map));
   RETURN_IF_ERROR(shard->OpenLog(cut));
   return shard;
 }

@@ -53,7 +53,6 @@ enum class Durability : uint8_t {
   kStep,        // every step is on disk before it is acknowledged
 };
 
-using RunEpochs = std::map<std::string, uint64_t>;  // run id -> highest epoch ever begun: smaller ones are fenced
 
 struct ShardOptions {
   std::string data_directory;
@@ -294,14 +293,20 @@ class Shard {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
   absl::Status LogCut(const std::string& id, const CutMarks& marks) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
   absl::Status LogCommit(const Cut& cut) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
-  absl::Status LogRestore(const Cut& cut) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
+  absl::Status LogRestore(const std::optional<Cut>& cut, const SlotSet& slots) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
   absl::Status OpenLog(const std::optional<Cut>& cut) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
-  absl::Status ReplayLog(const std::optional<Cut>& cut, uint64_t last_step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_)
+  absl::StatusOr<SlotSet> ReplayLog(const std::optional<Cut>& cut, uint64_t last_step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_)
       ABSL_LOCKS_EXCLUDED(run_mu_);
   absl::Status ApplyLogged(LoggedStep logged) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
+  absl::Status TakeLogged(const SlotsTaken& taken, const std::vector<LoggedImage>& images) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_)
+      ABSL_LOCKS_EXCLUDED(run_mu_);
+  absl::Status InstallImage(BlockImage image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
+  absl::Status KeepFences(RunEpochs epochs) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
   absl::StatusOr<PurgeResult> PurgeEverywhere(const std::vector<TreePrefix>& prefixes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cut_mu_, train_mu_);
   absl::Status FinishPurges() ABSL_LOCKS_EXCLUDED(cut_mu_, train_mu_);
   void EndRun() ABSL_EXCLUSIVE_LOCKS_REQUIRED(run_mu_);
+  // The head becomes what the cut (none: the untouched bank) has for the server's slots by `map`.
+  absl::Status LoadHead(const std::optional<Cut>& cut, const SlotMap& map) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
   void InstallHead(Head head, BlockTable::LiveStores stores) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
 
   const BankSpec spec_;
@@ -325,6 +330,7 @@ class Shard {
   mutable absl::Mutex train_mu_ ABSL_ACQUIRED_BEFORE(run_mu_);
 
   std::unique_ptr<StepLog> step_log_ ABSL_GUARDED_BY(train_mu_);
+  uint64_t slots_since_ ABSL_GUARDED_BY(train_mu_) = 0;     // the head cannot go back behind this step: slots moved here then
   absl::Mutex snapshot_mu_ ABSL_ACQUIRED_AFTER(train_mu_);  // the pointer only: PrepareCheckpoint takes it while a step waits for its room
   std::unique_ptr<Snapshot> snapshot_ ABSL_GUARDED_BY(snapshot_mu_);
 

@@ -158,7 +158,7 @@ absl::Status Shard::RestoreCheckpoint(const std::string& id) {
   const std::optional<Cut> last = checkpoints_->LastCommitted();
   if (!last.has_value() || last->id != id) RETURN_IF_ERROR(checkpoints_->Commit(id));
   MEMBANK_FAIL_POINT("restore.opened");
-  RETURN_IF_ERROR(LogRestore(cut));
+  RETURN_IF_ERROR(LogRestore(cut, ownership_.slots()));
   InstallHead(std::move(head), std::move(stores));
   return absl::OkStatus();
 }
@@ -232,6 +232,16 @@ absl::StatusOr<Shard::Head> Shard::LoadCut(const Cut& cut, const SlotMap& map) c
   if (marks != EncodeMarks(cut.marks))
     return DataLoss("checkpoint {} in {}/state has the marks {}, its manifest says {}", cut.id, cut.directory, marks, EncodeMarks(cut.marks));
   return head;
+}
+
+absl::Status Shard::LoadHead(const std::optional<Cut>& cut, const SlotMap& map) {
+  Head head;
+  if (cut.has_value()) {
+    ASSIGN_OR_RETURN(head, LoadCut(*cut, map));
+  }
+  ASSIGN_OR_RETURN(BlockTable::LiveStores stores, OpenHeadStores(cut, head.foreign));
+  InstallHead(std::move(head), std::move(stores));
+  return absl::OkStatus();
 }
 
 void Shard::InstallHead(Head head, BlockTable::LiveStores stores) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/time/clock.h"
+#include "common/base/fail_point.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
 #include "memory_server/block_record.h"
@@ -139,16 +140,11 @@ absl::Status SlotMover::ExportVersion(const std::string& name, const SlotSet& sl
 
 // --- Both ----------------------------------------------------------------------------------------------------------------------------------
 
-// The log has gradients by block: a replay after a move would lack those of the moved slots on one server and have foreign ones on the other.
+// A log that is not written any more would not hear of the move.
 absl::Status SlotMover::CheckMovable() const {
-  if (shard_->options_.durability == Durability::kStep)
-    return FailedPrecondition("server \"{}\" runs with durability class step, whose log cannot follow slots that move; commit a checkpoint, restart it "
-                              "with --durability checkpoint, move the slots, commit a checkpoint and restart it with --durability step",
-                              shard_->server_id());
-  if (!shard_->step_log_->empty())
-    return FailedPrecondition("server \"{}\" has steps in its log since it ran with durability class step; commit a checkpoint, then move slots",
-                              shard_->server_id());
-  return absl::OkStatus();
+  if (shard_->options_.durability == Durability::kStep || shard_->step_log_->empty()) return absl::OkStatus();
+  return FailedPrecondition("server \"{}\" has steps in its log since it ran with durability class step; commit a checkpoint, then move slots",
+                            shard_->server_id());
 }
 
 // Never waits for a checkpoint that is being written: steps would stand still as long.
@@ -233,6 +229,12 @@ bool SlotMover::AtOneStep(const SlotSourceState& source) const {
   return shard_->head_step_ == source.head_step && shard_->run_ == source.run && shard_->run_active_ == source.run_active;
 }
 
+absl::Status SlotMover::CheckAtOneStep(const SlotSourceState& source) const {
+  if (AtOneStep(source)) return absl::OkStatus();
+  return Aborted("server \"{}\" is at step {} of run \"{}\" epoch {}, the old owner at step {} of run \"{}\" epoch {}", shard_->server_id(),
+                 shard_->head_step_, shard_->run_.run_id, shard_->run_.epoch, source.head_step, source.run.run_id, source.run.epoch);
+}
+
 bool SlotMover::IsFenced() const {
   return shard_->seal_.has_value() && shard_->pending_.empty() && shard_->head_step_ + 1 == shard_->seal_->first_refused;
 }
@@ -273,14 +275,14 @@ absl::Status SlotMover::Switch(const SlotMap& map, const SlotSet& lost, const Sl
     RETURN_IF_ERROR(GoBackToLastCheckpoint(map));
   } else {
     shard_->ownership_.Restrict(after);
-    if (gained.any()) {
-      const absl::Status taken = TakeSlots(incoming.get());
-      if (!taken.ok()) {  // no room: what the next look does, from the checkpoint
-        LOG_ERROR("slots {} cannot be taken over: {}", FormatSlots(gained), taken.ToString());
-        DropSlots(gained);
-        shard_->ownership_.Adopt(*current);
-        return taken;
-      }
+    absl::Status followed = gained.any() ? TakeSlots(incoming.get()) : absl::OkStatus();
+    if (followed.ok() && shard_->options_.durability == Durability::kStep) followed = shard_->step_log_->WriteOwned(after);
+    MEMBANK_FAIL_POINT("slots.owned");
+    if (!followed.ok()) {  // no room: what the next look does, from the checkpoint
+      LOG_ERROR("slot map epoch {} cannot be followed: {}", map.epoch(), followed.ToString());
+      DropSlots(gained);
+      shard_->ownership_.Adopt(*current);
+      return followed;
     }
     if (lost.any()) DropSlots(lost);
   }
@@ -305,32 +307,19 @@ void SlotMover::DropSlots(const SlotSet& lost) {
 }
 
 absl::Status SlotMover::TakeSlots(Incoming* incoming) {
-  for (auto& [id, image] : incoming->blocks) {
-    ASSIGN_OR_RETURN(BlockTable::Update update, shard_->table_->BeginUpdate(id, image.state->bytes(), /*needs_payload=*/false));
-    update.state = std::const_pointer_cast<TrainState>(std::exchange(image.state, nullptr));
-    shard_->table_->FinishUpdate(std::move(update), image.version, image.crc32c, std::move(image.payload));
-  }
-  const bool joins = !Listed();
-  RunEpochs epochs = incoming->source.run_epochs;
-  if (joins) {
-    {
-      absl::MutexLock lock(&shard_->run_mu_);
-      for (const auto& [run_id, epoch] : shard_->run_epochs_) epochs[run_id] = std::max(epochs[run_id], epoch);
-    }
-    const absl::Status written = shard_->WriteRuns(epochs);
-    if (!written.ok()) LOG_ERROR("the fences of the runs are not durable here: {}", written.ToString());
-  }
+  for (auto& [id, image] : incoming->blocks) RETURN_IF_ERROR(shard_->InstallImage(std::move(image)));
+  const SlotSourceState& source = incoming->source;
+  shard_->slots_since_ = source.head_step;
+  if (Listed()) return absl::OkStatus();
+  const absl::Status kept = shard_->KeepFences(source.run_epochs);
+  if (!kept.ok()) LOG_ERROR("the fences of the runs are not durable here: {}", kept.ToString());
   absl::MutexLock lock(&shard_->run_mu_);
-  if (joins) {
-    const SlotSourceState& source = incoming->source;
-    shard_->head_step_ = source.head_step;
-    shard_->run_ = source.run;
-    shard_->run_active_ = source.run_active;
-    shard_->run_epochs_ = std::move(epochs);
-    shard_->next_step_.assign(source.run.world_size, source.head_step + 1);
-    shard_->members_.assign(source.run.world_size, "");
-    shard_->DropPending();
-  }
+  shard_->head_step_ = source.head_step;
+  shard_->run_ = source.run;
+  shard_->run_active_ = source.run_active;
+  shard_->next_step_.assign(source.run.world_size, source.head_step + 1);
+  shard_->members_.assign(source.run.world_size, "");
+  shard_->DropPending();
   return absl::OkStatus();
 }
 
@@ -343,6 +332,7 @@ absl::Status SlotMover::GoBackToLastCheckpoint(const SlotMap& map) {
     ASSIGN_OR_RETURN(head, shard_->LoadCut(*cut, map));
   }
   ASSIGN_OR_RETURN(BlockTable::LiveStores stores, shard_->OpenHeadStores(cut, head.foreign));
+  RETURN_IF_ERROR(shard_->LogRestore(cut, map.SlotsOf(shard_->server_id())));
   shard_->ownership_.Restrict(map.SlotsOf(shard_->server_id()));
   shard_->InstallHead(std::move(head), std::move(stores));
   return absl::OkStatus();
@@ -379,15 +369,11 @@ absl::StatusOr<uint64_t> SlotMover::BeginRound(const std::string& move_id, const
 
 absl::Status SlotMover::Stage(const std::string& move_id, BlockId id, absl::Span<const uint8_t> weights, absl::Span<const uint8_t> state) {
   RETURN_IF_ERROR(shard_->CheckInSpec(id));
-  const absl::StatusOr<WeightsRecord> payload = DecodeWeights(weights, shard_->spec().BlockBytes(id.level));
-  const absl::StatusOr<StateRecord> beside = DecodeState(state);
-  for (const absl::Status& status : {payload.status(), beside.status()})
-    if (!status.ok()) return Annotate(status, fmt::format("block {} on its way to server \"{}\"", ToString(id), shard_->server_id()));
-  RETURN_IF_ERROR(CheckState(shard_->spec(), id, payload->version, *beside));
-  BlockImage image{id, payload->version, payload->crc32c, CopyPayload(payload->payload, shard_->buffers_.get()), CopyState(*beside, shard_->buffers_)};
+  absl::StatusOr<BlockImage> image = DecodeImage(shard_->spec(), id, weights, state, shard_->buffers_);
+  if (!image.ok()) return Annotate(image.status(), fmt::format("on its way to server \"{}\"", shard_->server_id()));
   absl::MutexLock lock(&mu_);
   if (incoming_ == nullptr || incoming_->move_id != move_id) return Aborted("the move {} was given up", move_id);
-  incoming_->blocks[id] = std::move(image);
+  incoming_->blocks[id] = *std::move(image);
   return absl::OkStatus();
 }
 
@@ -447,16 +433,35 @@ absl::Status SlotMover::EndRound(const std::string& move_id, const SlotSet& slot
   }
   if (last) {
     absl::MutexLock lock(&shard_->run_mu_);
-    if (!AtOneStep(source))
-      return Aborted("server \"{}\" is at step {} of run \"{}\" epoch {}, the old owner at step {} of run \"{}\" epoch {}", shard_->server_id(),
-                     shard_->head_step_, shard_->run_.run_id, shard_->run_.epoch, source.head_step, source.run.run_id, source.run.epoch);
+    RETURN_IF_ERROR(CheckAtOneStep(source));
   }
+  if (last && shard_->options_.durability == Durability::kStep) RETURN_IF_ERROR(LogTaken(move_id, source));
+  MEMBANK_FAIL_POINT("slots.taken");
   absl::MutexLock lock(&mu_);
   if (incoming_ == nullptr || incoming_->move_id != move_id) return Aborted("the move {} was given up", move_id);
   incoming_->copied_step = source.head_step;
   incoming_->source = source;
   incoming_->complete = last;
   return absl::OkStatus();
+}
+
+// Class step: what came is on disk before the slot map can name this server. Of a fence that was lifted meanwhile nothing is kept.
+absl::Status SlotMover::LogTaken(const std::string& move_id, const SlotSourceState& source) {
+  absl::MutexLock train(&shard_->train_mu_);  // no step comes between
+  {
+    absl::MutexLock lock(&shard_->run_mu_);
+    RETURN_IF_ERROR(CheckAtOneStep(source));
+  }
+  absl::MutexLock lock(&mu_);
+  if (incoming_ == nullptr || incoming_->move_id != move_id) return Aborted("the move {} was given up", move_id);
+  uint64_t bytes = 0;
+  for (const auto& [id, image] : incoming_->blocks) bytes += image.bytes();
+  RETURN_IF_ERROR(shard_->CheckFreeSpace(bytes));
+  StepLog& log = *shard_->step_log_;
+  if (!Listed()) RETURN_IF_ERROR(shard_->LogRestore(shard_->checkpoints_->LastCommitted(), SlotSet()));  // its own steps of long ago
+  for (const auto& [id, image] : incoming_->blocks) RETURN_IF_ERROR(log.WriteImage(image));
+  MEMBANK_FAIL_POINT("slots.images");
+  return log.WriteTaken({{source.head_step, source.run.run_id, source.run.epoch}, incoming_->slots, !Listed(), source.run_epochs});
 }
 
 }  // namespace membank

@@ -6,7 +6,8 @@
 //   switch    the slot map is replaced where it lives (common/bank/slot_map_source.h). That replacement alone changes the owner. Each server
 //             adopts the new map when it is told or when it looks: the old owner drops the blocks, the new one makes them its own.
 // Whatever dies before the replacement leaves the old owner, after it the new one. Cuts were moved before: a server that starts again finds
-// its last committed checkpoint with the slots it owns now. A server that adopts slots without a finished copy (it was restarted, a lease ran
+// its last committed checkpoint with the slots it owns now. With durability class step the blocks are in the new owner's step log before the
+// replacement (step_log.h), so it finds them as they were at the fence, and the steps since. A server that adopts slots without a finished copy (it was restarted, a lease ran
 // out) goes back to that checkpoint, too, and its run must be begun again: never silently, never with two histories.
 //
 // The engine's part; no gRPC. Thread-safe; at most one move into a server and one seal at a time.
@@ -90,11 +91,13 @@ class SlotMover {
   absl::StatusOr<uint64_t> SealBesideCuts(const std::string& move_id, uint64_t at_least, absl::Duration lease)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard_->cut_mu_);
   bool AtOneStep(const SlotSourceState& source) const ABSL_SHARED_LOCKS_REQUIRED(shard_->run_mu_);
+  absl::Status CheckAtOneStep(const SlotSourceState& source) const ABSL_SHARED_LOCKS_REQUIRED(shard_->run_mu_);
   bool IsFenced() const ABSL_SHARED_LOCKS_REQUIRED(shard_->run_mu_);
   absl::Status Switch(const SlotMap& map, const SlotSet& lost, const SlotSet& gained)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard_->cut_mu_, shard_->train_mu_);
   void DropSlots(const SlotSet& lost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard_->train_mu_);
   absl::Status TakeSlots(Incoming* incoming) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard_->train_mu_);
+  absl::Status LogTaken(const std::string& move_id, const SlotSourceState& source);
   absl::Status GoBackToLastCheckpoint(const SlotMap& map) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard_->train_mu_);
 
   Shard* const shard_;

@@ -12,6 +12,7 @@
 #include "common/base/file.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
+#include "memory_server/block_record.h"
 #include "memory_server/step_log_record.h"
 
 namespace membank {
@@ -30,30 +31,6 @@ absl::Status WriteAt(int file, absl::Span<const uint8_t> bytes, uint64_t* offset
   return absl::OkStatus();
 }
 
-// A record's data, borrowed from the gradients.
-struct RecordData {
-  explicit RecordData(const RankGradients& gradients) {
-    for (const auto& [id, gradient] : gradients) {
-      parts.push_back(gradient.bytes.span());
-      bytes += gradient.bytes.size();
-      crc = ExtendCrc32c(crc, gradient.bytes.data(), gradient.bytes.size());
-    }
-  }
-  RecordData() = default;
-
-  std::vector<absl::Span<const uint8_t>> parts;
-  uint64_t bytes = 0;
-  uint32_t crc = 0;
-};
-
-// Moves `offset` behind the record, also over a part of it that was written before an error.
-absl::Status WriteRecord(int file, const std::string& json, const RecordData& data, uint64_t* offset, const std::string& path) {
-  const uint64_t end = *offset + LogRecordBytes(json.size(), data.bytes);
-  RETURN_IF_ERROR(WriteAt(file, AsBytes(EncodeLogRecord(json, data.bytes, data.crc)), offset, path));
-  for (const absl::Span<const uint8_t> part : data.parts) RETURN_IF_ERROR(WriteAt(file, part, offset, path));
-  return WriteAt(file, AsBytes(std::string(end - *offset, '\0')), offset, path);
-}
-
 absl::Status TruncateDurably(const std::string& path, uint64_t bytes) {
   const int file = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
   if (file < 0) return absl::ErrnoToStatus(errno, "open step log " + path);
@@ -64,6 +41,31 @@ absl::Status TruncateDurably(const std::string& path, uint64_t bytes) {
 }
 
 }  // namespace
+
+struct StepLog::Data {
+  void Add(absl::Span<const uint8_t> part) {
+    parts.push_back(part);
+    bytes += part.size();
+    crc = ExtendCrc32c(crc, part.data(), part.size());
+  }
+  static Data Of(const RankGradients& gradients) {
+    Data data;
+    for (const auto& [id, gradient] : gradients) data.Add(gradient.bytes.span());
+    return data;
+  }
+
+  // Moves `offset` behind the record, also over a part of it that was written before an error.
+  absl::Status WriteRecord(int file, const std::string& json, uint64_t* offset, const std::string& path) const {
+    const uint64_t end = *offset + LogRecordBytes(json.size(), bytes);
+    RETURN_IF_ERROR(WriteAt(file, AsBytes(EncodeLogRecord(json, bytes, crc)), offset, path));
+    for (const absl::Span<const uint8_t> part : parts) RETURN_IF_ERROR(WriteAt(file, part, offset, path));
+    return WriteAt(file, AsBytes(std::string(end - *offset, '\0')), offset, path);
+  }
+
+  std::vector<absl::Span<const uint8_t>> parts;
+  uint64_t bytes = 0;
+  uint32_t crc = 0;
+};
 
 absl::StatusOr<std::unique_ptr<StepLog>> StepLog::Open(const std::string& directory, const std::string& spec_hash) {
   RETURN_IF_ERROR(MakeDirectories(directory));
@@ -102,6 +104,7 @@ absl::Status StepLog::LoadSegment(const std::string& name) {
   if (header.spec_hash != spec_hash_)
     return FailedPrecondition("it belongs to a bank with spec hash {}, this bank's is {}", header.spec_hash, spec_hash_);
   segment.base = std::move(header.base);
+  segment.slots = header.slots;
   segment.continues = header.continues;
   segment.bytes = file->bytes().size();
   segments_.push_back(std::move(segment));
@@ -116,41 +119,56 @@ uint64_t StepLog::bytes() const {
 
 // --- Replay ------------------------------------------------------------------------------------------------------------------------------
 
-absl::Status StepLog::Replay(const LogBase& base, uint64_t last_step, const std::function<absl::Status(LoggedStep)>& apply) {
+absl::StatusOr<SlotSet> StepLog::Replay(const LogBase& base, const SlotSet& slots, uint64_t last_step, const LogReplay& replay) {
   Close();
   size_t first = segments_.size();
   for (size_t i = 0; i < segments_.size(); ++i)
     if (segments_[i].base == base) first = i;
+  const auto goes_on = [&](size_t i) { return i < segments_.size() && segments_[i].continues && segments_[i].base.marks.step <= last_step; };
+  Reading reading{base.marks.step, last_step, slots, first < segments_.size() ? segments_[first].slots : slots};
   size_t end = first;
-  uint64_t head = base.marks.step;
-  for (; end < segments_.size() && (end == first || (segments_[end].continues && head < last_step)); ++end) {
-    if (segments_[end].base.marks.step != head)
+  for (; end == first ? first < segments_.size() : goes_on(end); ++end) {
+    if (segments_[end].base.marks.step != reading.head)
       return DataLoss("the step log has steps up to {} and from {} on ({}); those between are lost. Removing {} gives up the steps from there on",
-                      head, segments_[end].base.marks.step + 1, segments_[end].path, segments_[end].path);
-    RETURN_IF_ERROR(ReplaySegment(&segments_[end], last_step, &head, apply));
+                      reading.head, segments_[end].base.marks.step + 1, segments_[end].path, segments_[end].path);
+    reading.owned &= segments_[end].slots;
+    reading.last_segment = !goes_on(end + 1);
+    RETURN_IF_ERROR(ReplaySegment(&segments_[end], &reading, replay));
   }
   RETURN_IF_ERROR(RemoveSegments(end, segments_.size()));
   RETURN_IF_ERROR(RemoveSegments(0, first));
-  return OpenLast();
+  RETURN_IF_ERROR(OpenLast());
+  if (reading.took_last) RETURN_IF_ERROR(WriteOwned(reading.owned));  // before any step that has them
+  return reading.owned;
 }
 
-absl::Status StepLog::ReplaySegment(Segment* segment, uint64_t last_step, uint64_t* head, const std::function<absl::Status(LoggedStep)>& apply) {
+absl::Status StepLog::ReplaySegment(Segment* segment, Reading* reading, const LogReplay& replay) {
   ASSIGN_OR_RETURN(const std::shared_ptr<MappedFile> file, MappedFile::Open(segment->path));
   const absl::Span<const uint8_t> bytes = file->bytes();
+  uint64_t& head = reading->head;
   const auto damaged = [&](size_t offset, const std::string& what) {
     return DataLoss("step log {} at offset {}: {}; steps up to {} are whole. Moving the file away gives up the steps it holds", segment->path,
-                    offset, what, *head);
+                    offset, what, head);
+  };
+  std::optional<SlotsTaken> taken;
+  std::vector<LoggedImage> images;
+  const auto take = [&]() -> absl::Status {
+    RETURN_IF_ERROR(replay.take(*taken, images));
+    head = taken->marks.step;
+    taken.reset();
+    images.clear();
+    return absl::OkStatus();
   };
   size_t offset = 0, good = 0;
   std::optional<LogRecord> gradients;
-  while (offset < bytes.size() && (*head < last_step || good == 0)) {
+  while (offset < bytes.size()) {
     const size_t at = offset;
     const std::optional<LogRecord> record = DecodeLogRecord(bytes.subspan(at));
     if (!record.has_value()) {
       // A later step is written only after this one was synced. The rest of one step proves nothing: the disk may have written it in any order.
-      if (const std::optional<uint64_t> later = FindLoggedStep(bytes, at + kLogAlignment, *head + 2); later.has_value())
+      if (const std::optional<uint64_t> later = FindLoggedStep(bytes, at + kLogAlignment, head + 2); later.has_value())
         return damaged(at, fmt::format("a damaged record, but step {} lies behind it", *later));
-      LOG_WARN("step log {}: {} bytes that a crash left behind step {} are cut off", segment->path, bytes.size() - good, *head);
+      LOG_WARN("step log {}: {} bytes that a crash left behind step {} are cut off", segment->path, bytes.size() - good, head);
       break;
     }
     offset += record->bytes;
@@ -158,22 +176,52 @@ absl::Status StepLog::ReplaySegment(Segment* segment, uint64_t last_step, uint64
     if (kind == "segment" && at == 0) {
       good = offset;
     } else if (kind == "gradients") {
+      if (head >= reading->last_step) break;
       gradients = record;
     } else if (kind == "apply") {
       uint64_t step;
       ApplyParameters parameters;
       RETURN_IF_ERROR(DecodeApply(*record, &step, &parameters));
-      if (step != *head + 1 || !gradients.has_value()) return damaged(at, fmt::format("step {} came where step {} was due", step, *head + 1));
+      if (step != head + 1 || !gradients.has_value()) return damaged(at, fmt::format("step {} came where step {} was due", step, head + 1));
       absl::StatusOr<LoggedStep> logged = DecodeGradients(*gradients);
       if (!logged.ok() || logged->step != step) return damaged(at, fmt::format("no gradients of step {}: {}", step, logged.status().ToString()));
       logged->parameters = parameters;
-      RETURN_IF_ERROR(apply(*std::move(logged)));
+      RETURN_IF_ERROR(replay.apply(*std::move(logged)));
       gradients.reset();
-      *head = step;
+      taken.reset();  // of a move that was given up
+      images.clear();
+      head = step;
+      good = offset;
+    } else if (kind == "image") {
+      if (taken.has_value()) images.clear();  // of a fence that was lifted
+      taken.reset();
+      absl::StatusOr<LoggedImage> image = DecodeLoggedImage(*record);
+      if (!image.ok()) return damaged(at, std::string(image.status().message()));
+      images.push_back(*image);
+    } else if (kind == "taken") {
+      absl::StatusOr<SlotsTaken> decoded = DecodeTaken(*record);
+      if (!decoded.ok()) return damaged(at, std::string(decoded.status().message()));
+      taken = *std::move(decoded);
+      if (taken->joins ? taken->marks.step < head : taken->marks.step != head)
+        return damaged(at, fmt::format("slots {} came at step {}, the log is at step {}", FormatSlots(taken->slots), taken->marks.step, head));
+      good = offset;
+    } else if (kind == "owned") {
+      const absl::StatusOr<SlotSet> owned = DecodeOwned(*record);
+      if (!owned.ok()) return damaged(at, std::string(owned.status().message()));
+      const SlotSet gained = *owned & ~reading->owned;
+      if (gained.any() && (!taken.has_value() || (gained & ~taken->slots).any()))
+        return damaged(at, fmt::format("slots {} without their blocks", FormatSlots(gained)));
+      if (gained.any()) RETURN_IF_ERROR(take());
+      reading->owned = *owned;
       good = offset;
     } else {
       return damaged(at, fmt::format("a record of kind \"{}\"", kind));
     }
+  }
+  if (reading->last_segment && taken.has_value() && (taken->slots & ~reading->slots).none()) {
+    reading->owned |= taken->slots;
+    reading->took_last = true;
+    RETURN_IF_ERROR(take());
   }
   if (good < bytes.size()) RETURN_IF_ERROR(TruncateDurably(segment->path, good));
   segment->bytes = good;
@@ -199,10 +247,11 @@ absl::Status StepLog::RemoveSegments(size_t begin, size_t end) {
 
 // --- Appending ---------------------------------------------------------------------------------------------------------------------------
 
-absl::Status StepLog::Begin(const LogBase& base, bool continues) {
+absl::Status StepLog::Begin(const LogBase& base, const SlotSet& slots, bool continues) {
   Segment segment{segments_.empty() ? 1 : segments_.back().number + 1};
   segment.path = fmt::format("{}/{:010}.log", directory_, segment.number);
   segment.base = base;
+  segment.slots = slots;
   segment.continues = continues && !segments_.empty();
   const int file = ::open(segment.path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (file < 0) return absl::ErrnoToStatus(errno, "create step log " + segment.path);
@@ -210,7 +259,7 @@ absl::Status StepLog::Begin(const LogBase& base, bool continues) {
   file_ = file;
   directory_synced_ = false;
   segments_.push_back(std::move(segment));
-  const absl::Status written = Append(SegmentJson(spec_hash_, base, segments_.back().continues));
+  const absl::Status written = Append(SegmentJson(spec_hash_, base, slots, segments_.back().continues), {});
   if (!written.ok()) {
     ::unlink(segments_.back().path.c_str());
     segments_.pop_back();
@@ -223,11 +272,11 @@ absl::Status StepLog::Begin(const LogBase& base, bool continues) {
   return RemoveSegments(0, segments_.size() - 1);
 }
 
-absl::Status StepLog::Append(const std::string& json, const RankGradients& gradients) {
+absl::Status StepLog::Append(const std::string& json, const Data& data) {
   RETURN_IF_ERROR(failure_);
   Segment& segment = segments_.back();
   uint64_t offset = segment.bytes;
-  const absl::Status written = WriteRecord(file_, json, RecordData(gradients), &offset, segment.path);
+  const absl::Status written = data.WriteRecord(file_, json, &offset, segment.path);
   if (written.ok()) segment.bytes = offset;
   else if (::ftruncate(file_, static_cast<off_t>(segment.bytes)) != 0) failure_ = absl::ErrnoToStatus(errno, "cut step log " + segment.path);
   return written;
@@ -235,14 +284,35 @@ absl::Status StepLog::Append(const std::string& json, const RankGradients& gradi
 
 absl::Status StepLog::WriteGradients(const RunSettings& run, uint64_t step, const RankGradients& gradients) {
   const uint64_t begin = segments_.empty() ? 0 : segments_.back().bytes;
-  RETURN_IF_ERROR(Append(GradientsJson(run, step, gradients), gradients));
+  RETURN_IF_ERROR(Append(GradientsJson(run, step, gradients), Data::Of(gradients)));
   // The disk begins now; WriteApply waits for the rest.
   ::sync_file_range(file_, static_cast<off_t>(begin), static_cast<off_t>(segments_.back().bytes - begin), SYNC_FILE_RANGE_WRITE);
   return absl::OkStatus();
 }
 
 absl::Status StepLog::WriteApply(uint64_t step, const ApplyParameters& parameters) {
-  RETURN_IF_ERROR(Append(ApplyJson(step, parameters)));
+  RETURN_IF_ERROR(Append(ApplyJson(step, parameters), {}));
+  return Sync();
+}
+
+absl::Status StepLog::WriteImage(const BlockImage& image) {
+  const TrainState& state = *image.state;
+  const StateRecord beside{image.version, state.adam_steps, state.weights.span(), state.m.span(), state.v.span()};
+  const std::string weights_header = EncodeWeightsHeader({image.version, image.crc32c}), state_header = EncodeStateHeader(beside);
+  Data data;
+  for (const absl::Span<const uint8_t> part : {AsBytes(weights_header), image.payload->span()}) data.Add(part);
+  const uint64_t weights_bytes = data.bytes;
+  for (const absl::Span<const uint8_t> part : {AsBytes(state_header), beside.weights, beside.m, beside.v}) data.Add(part);
+  return Append(ImageJson(image.id, weights_bytes, data.bytes - weights_bytes), data);
+}
+
+absl::Status StepLog::WriteTaken(const SlotsTaken& taken) {
+  RETURN_IF_ERROR(Append(TakenJson(taken), {}));
+  return Sync();
+}
+
+absl::Status StepLog::WriteOwned(const SlotSet& slots) {
+  RETURN_IF_ERROR(Append(OwnedJson(slots), {}));
   return Sync();
 }
 
@@ -303,7 +373,10 @@ absl::Status StepLog::PurgeSegment(Segment* segment, const std::function<bool(Bl
     if (kind == "gradients") {
       ASSIGN_OR_RETURN(LoggedStep logged, DecodeGradients(*record));
       std::erase_if(logged.gradients, [&](const auto& gradient) { return covered(gradient.first); });
-      RETURN_IF_ERROR(WriteRecord(file, GradientsJson(logged.run, logged.step, logged.gradients), RecordData(logged.gradients), &written, path));
+      RETURN_IF_ERROR(Data::Of(logged.gradients).WriteRecord(file, GradientsJson(logged.run, logged.step, logged.gradients), &written, path));
+    } else if (kind == "image") {
+      ASSIGN_OR_RETURN(const LoggedImage image, DecodeLoggedImage(*record));
+      if (!covered(image.id)) RETURN_IF_ERROR(WriteAt(file, bytes.subspan(offset, record->bytes), &written, path));
     } else {
       ApplyParameters unused;
       if (kind == "apply") RETURN_IF_ERROR(DecodeApply(*record, &head, &unused));

@@ -40,6 +40,16 @@ auto Guarded(const char* kind, Read read) -> absl::StatusOr<decltype(read())> {
   }
 }
 
+CutMarks MarksOf(const Json& json) {
+  const Json& marks = json.at("marks");
+  return {marks.at("step"), marks.at("run_id"), marks.at("run_epoch")};
+}
+
+absl::StatusOr<SlotSet> SlotsOf(const char* kind, const LogRecord& record) {
+  ASSIGN_OR_RETURN(const std::string text, Guarded(kind, [&] { return record.json.at("slots").get<std::string>(); }));
+  return ParseSlots(text);
+}
+
 }  // namespace
 
 uint64_t LogRecordBytes(uint64_t json_bytes, uint64_t data_bytes) {
@@ -89,9 +99,9 @@ std::optional<uint64_t> FindLoggedStep(absl::Span<const uint8_t> bytes, size_t b
   return std::nullopt;
 }
 
-std::string SegmentJson(const std::string& spec_hash, const LogBase& base, bool continues) {
+std::string SegmentJson(const std::string& spec_hash, const LogBase& base, const SlotSet& slots, bool continues) {
   return Json{{"kind", "segment"}, {"spec_hash", spec_hash}, {"checkpoint", base.checkpoint_id}, {"marks", ToJson(base.marks)},
-              {"continues", continues}}.dump();
+              {"slots", FormatSlots(slots)}, {"continues", continues}}.dump();
 }
 
 std::string GradientsJson(const RunSettings& run, uint64_t step, const RankGradients& gradients) {
@@ -112,14 +122,44 @@ std::string ApplyJson(uint64_t step, const ApplyParameters& parameters) {
               {"weight_decay", parameters.weight_decay}}.dump();
 }
 
+std::string ImageJson(BlockId id, uint64_t weights_bytes, uint64_t state_bytes) {
+  return Json{{"kind", "image"}, {"block", {id.level, id.cluster}}, {"weights", weights_bytes}, {"state", state_bytes}}.dump();
+}
+
+std::string TakenJson(const SlotsTaken& taken) {
+  return Json{{"kind", "taken"}, {"marks", ToJson(taken.marks)}, {"slots", FormatSlots(taken.slots)}, {"joins", taken.joins},
+              {"run_epochs", taken.run_epochs}}.dump();
+}
+
+std::string OwnedJson(const SlotSet& slots) { return Json{{"kind", "owned"}, {"slots", FormatSlots(slots)}}.dump(); }
+
 absl::StatusOr<SegmentHeader> DecodeSegment(const LogRecord& record) {
+  ASSIGN_OR_RETURN(const SlotSet slots, SlotsOf("segment", record));
   return Guarded("segment", [&] {
     const Json& json = record.json;
-    const Json& marks = json.at("marks");
-    return SegmentHeader{json.at("spec_hash"), {json.at("checkpoint"), {marks.at("step"), marks.at("run_id"), marks.at("run_epoch")}},
-                         json.at("continues")};
+    return SegmentHeader{json.at("spec_hash"), {json.at("checkpoint"), MarksOf(json)}, slots, json.at("continues")};
   });
 }
+
+absl::StatusOr<LoggedImage> DecodeLoggedImage(const LogRecord& record) {
+  ASSIGN_OR_RETURN(const LoggedImage image, Guarded("image", [&] {
+    const Json& block = record.json.at("block");
+    const uint64_t weights = record.json.at("weights"), state = record.json.at("state"), bytes = record.data.size();
+    const bool fits = weights <= bytes && state == bytes - weights;
+    return LoggedImage{{block.at(0), block.at(1)}, record.data.subspan(0, fits ? weights : 0), record.data.subspan(fits ? weights : 0)};
+  }));
+  if (image.weights.empty()) return DataLoss("the image of block {} does not have the bytes it is said to have", ToString(image.id));
+  return image;
+}
+
+absl::StatusOr<SlotsTaken> DecodeTaken(const LogRecord& record) {
+  ASSIGN_OR_RETURN(const SlotSet slots, SlotsOf("taken", record));
+  return Guarded("taken", [&] {
+    return SlotsTaken{MarksOf(record.json), slots, record.json.at("joins"), record.json.at("run_epochs").get<RunEpochs>()};
+  });
+}
+
+absl::StatusOr<SlotSet> DecodeOwned(const LogRecord& record) { return SlotsOf("owned", record); }
 
 absl::StatusOr<LoggedStep> DecodeGradients(const LogRecord& record) {
   absl::Status unreadable;

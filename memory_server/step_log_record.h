@@ -30,17 +30,24 @@ std::optional<LogRecord> DecodeLogRecord(absl::Span<const uint8_t> bytes);
 // damage from a torn tail.
 std::optional<uint64_t> FindLoggedStep(absl::Span<const uint8_t> bytes, size_t begin, uint64_t min_step);
 
-std::string SegmentJson(const std::string& spec_hash, const LogBase& base, bool continues);
+std::string SegmentJson(const std::string& spec_hash, const LogBase& base, const SlotSet& slots, bool continues);
 std::string GradientsJson(const RunSettings& run, uint64_t step, const RankGradients& gradients);
 std::string ApplyJson(uint64_t step, const ApplyParameters& parameters);
+std::string ImageJson(BlockId id, uint64_t weights_bytes, uint64_t state_bytes);
+std::string TakenJson(const SlotsTaken& taken);
+std::string OwnedJson(const SlotSet& slots);
 
 struct SegmentHeader {
   std::string spec_hash;
   LogBase base;
+  SlotSet slots;
   bool continues = false;
 };
 absl::StatusOr<SegmentHeader> DecodeSegment(const LogRecord& record);
 absl::StatusOr<LoggedStep> DecodeGradients(const LogRecord& record);  // copies the gradients; parameters are not set
+absl::StatusOr<LoggedImage> DecodeLoggedImage(const LogRecord& record);     // borrows the record's data
+absl::StatusOr<SlotsTaken> DecodeTaken(const LogRecord& record);
+absl::StatusOr<SlotSet> DecodeOwned(const LogRecord& record);
 absl::Status DecodeApply(const LogRecord& record, uint64_t* step, ApplyParameters* parameters);
 
 }  // namespace membank

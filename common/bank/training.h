@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 
 namespace membank {
@@ -68,5 +69,7 @@ struct CheckpointInfo {
   uint64_t step = 0;
   bool committed = false;
 };
+
+using RunEpochs = std::map<std::string, uint64_t>;  // run id -> highest epoch ever begun: smaller ones are fenced
 
 }  // namespace membank

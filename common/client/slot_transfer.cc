@@ -70,6 +70,7 @@ class RpcSlotTransfers final : public SlotTransfers {
   struct Stage {  // what a move works with
     v1::MoveSlotsRequest request;  // move id, slots and source; the action differs
     MemoryPeer from, to;
+    std::vector<MemoryPeer> others;
     bool to_is_listed = false;     // else it joins, and has no steps to fence
     SlotTransferResult result;
   };
@@ -79,6 +80,7 @@ class RpcSlotTransfers final : public SlotTransfers {
   absl::Status CatchUp(Stage* stage);
   absl::Status FenceAndSwitch(Stage* stage, const SlotMap& next);
   absl::StatusOr<uint64_t> Seal(const Stage& stage, uint64_t at_least) const;
+  absl::Status AwaitOthers(const Stage& stage, uint64_t step) const;
   void Both(const Stage& stage, v1::SlotMoveAction action) const;
   void Report(const std::string& stage) const {
     if (options_.report) options_.report(stage);
@@ -116,11 +118,6 @@ absl::Status RpcSlotTransfers::CheckServers(const Stage& stage, const SlotTransf
   if (old_owner.spec_hash() != new_owner.spec_hash())
     return FailedPrecondition("server {} holds the bank {}, server {} the bank {}; slots move within one bank", transfer.from, old_owner.spec_hash(),
                               transfer.to.id, new_owner.spec_hash());
-  for (const v1::Manifest* server : {&old_owner, &new_owner})
-    if (server->durable_steps())
-      return FailedPrecondition("server {} runs with durability class step, whose log cannot follow slots that move; see \"Growing and shrinking\" in "
-                                "docs/operations.md",
-                                server->server_id());
   if (new_owner.server_id() != transfer.to.id)
     return FailedPrecondition("the server at {} calls itself \"{}\", not \"{}\"", transfer.to.address, new_owner.server_id(), transfer.to.id);
   return absl::OkStatus();
@@ -163,6 +160,24 @@ absl::StatusOr<uint64_t> RpcSlotTransfers::Seal(const Stage& stage, uint64_t at_
   return request.at_least_step();
 }
 
+// Where steps are durable a run that comes back goes on from the last step that every server has. Behind the fence the new owner has nothing of
+// the slots: so all must have the step before it.
+absl::Status RpcSlotTransfers::AwaitOthers(const Stage& stage, uint64_t step) const {
+  ASSIGN_OR_RETURN(const v1::Manifest old_owner, ManifestOf(stage.from));
+  if (!old_owner.durable_steps()) return absl::OkStatus();
+  const absl::Time deadline = absl::Now() + kFenceTimeout;
+  for (const MemoryPeer& peer : stage.others) {
+    while (true) {
+      ASSIGN_OR_RETURN(const v1::Manifest manifest, ManifestOf(peer));
+      if (manifest.head_step() >= step) break;
+      if (absl::Now() >= deadline)
+        return DeadlineExceeded("{} is at step {}, slots that move are at step {}", peer.name, manifest.head_step(), step);
+      absl::SleepFor(absl::Milliseconds(5));
+    }
+  }
+  return absl::OkStatus();
+}
+
 void RpcSlotTransfers::Both(const Stage& stage, v1::SlotMoveAction action) const {
   for (const MemoryPeer* peer : {&stage.from, &stage.to}) {
     const auto reply = MoveAt(*peer, stage.request, action);
@@ -174,6 +189,7 @@ absl::Status RpcSlotTransfers::FenceAndSwitch(Stage* stage, const SlotMap& next)
   ASSIGN_OR_RETURN(const uint64_t fence, Seal(*stage, 0));
   for (const MemoryPeer* peer : {&stage->from, stage->to_is_listed ? &stage->to : nullptr})
     if (peer != nullptr) RETURN_IF_ERROR(MoveAt(*peer, stage->request, v1::SLOT_MOVE_ACTION_AWAIT_SEALED, kFenceTimeout).status());
+  RETURN_IF_ERROR(AwaitOthers(*stage, fence - 1));
   Report(fmt::format("fenced before step {}", fence));
   RETURN_IF_ERROR(Copy(stage, v1::SLOT_MOVE_ACTION_FINISH));
   ASSIGN_OR_RETURN(const uint64_t renewed, Seal(*stage, fence));
@@ -199,6 +215,10 @@ absl::StatusOr<SlotTransferResult> RpcSlotTransfers::Move(const SlotTransfer& tr
   Stage stage;
   ASSIGN_OR_RETURN(stage.from, Connect(map.servers()[from], options_.tls));
   ASSIGN_OR_RETURN(stage.to, Connect(transfer.to, options_.tls));
+  for (const SlotServer& server : map.servers()) {
+    if (server.id == transfer.from || server.id == transfer.to.id) continue;
+    ASSIGN_OR_RETURN(stage.others.emplace_back(), Connect(server, options_.tls));
+  }
   RETURN_IF_ERROR(CheckServers(stage, transfer));
   stage.to_is_listed = map.ServerIndex(transfer.to.id).ok();
   stage.request.set_move_id(NewMoveId());
@@ -233,11 +253,8 @@ absl::StatusOr<SlotTransferResult> RpcSlotTransfers::Move(const SlotTransfer& tr
   Report("switched");
   Both(stage, v1::SLOT_MOVE_ACTION_RELOAD);  // the old owner first
   stage.result.fence_seconds = absl::ToDoubleSeconds(absl::Now() - fenced);
-  for (const SlotServer& server : map.servers()) {
-    if (server.id == transfer.from || server.id == transfer.to.id) continue;
-    const absl::StatusOr<MemoryPeer> peer = Connect(server, options_.tls);
-    if (peer.ok()) MoveAt(*peer, stage.request, v1::SLOT_MOVE_ACTION_RELOAD).status().IgnoreError();  // it looks by itself within a second
-  }
+  for (const MemoryPeer& peer : stage.others)
+    MoveAt(peer, stage.request, v1::SLOT_MOVE_ACTION_RELOAD).status().IgnoreError();  // it looks by itself within a second
   stage.result.seconds = absl::ToDoubleSeconds(absl::Now() - began);
   stage.result.epoch = next.epoch();
   return stage.result;

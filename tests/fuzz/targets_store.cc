@@ -93,7 +93,7 @@ void RunStepLog(std::string_view input) {
   std::filesystem::create_directories(ScratchDirectory() + "/steps");
   WriteScratch("steps/0000000001.log", input);
   const auto log = StepLog::Open(ScratchDirectory() + "/steps", "hash");
-  if (log.ok()) (void)(*log)->Replay({}, ~uint64_t{0}, [](const LoggedStep&) { return absl::OkStatus(); }).ok();
+  if (log.ok()) (void)(*log)->Replay({}, SlotSet().set(), ~uint64_t{0}, {[](const LoggedStep&) { return absl::OkStatus(); }, [](auto&, auto&) { return absl::OkStatus(); }}).ok();
 }
 
 std::vector<std::string> StepLogSeeds() {
@@ -103,7 +103,11 @@ std::vector<std::string> StepLogSeeds() {
   RankGradients gradients;
   gradients[{1, 0}] = Gradient{DType::kBF16, Buffer(8)};
   std::memset(gradients[{1, 0}].bytes.data(), 1, 8);
-  if (!log.ok() || !(*log)->Begin({}, false).ok() || !(*log)->WriteGradients({"r"}, 1, gradients).ok() || !(*log)->WriteApply(1, {}).ok()) return {};
+  const auto buffers = BufferPool::Create(0);
+  BlockImage image{{1, 1}, 1, 0, CopyPayload(gradients[{1, 0}].bytes.span(), buffers.get()), std::make_shared<TrainState>(buffers)};
+  if (!log.ok() || !(*log)->Begin({}, SlotSet(), false).ok() || !(*log)->WriteGradients({"r"}, 1, gradients).ok() || !(*log)->WriteApply(1, {}).ok() ||
+      !(*log)->WriteImage(image).ok() || !(*log)->WriteTaken({{1, "r", 1}, SlotSet(3), false, {{"r", 1}}}).ok() || !(*log)->WriteOwned(SlotSet(3)).ok())
+    return {};
   return {*ReadFile(directory + "/0000000001.log")};
 }
 

@@ -1,6 +1,6 @@
 // Slots move between real memory server processes while a trainer and readers work: every request succeeds, every gradient counts exactly once
 // (integer gradients, SGD with rate 1: a block's value is the count), and after kill -9 of either server at any stage of a move each slot has
-// exactly one owner and training goes on from one cut.
+// exactly one owner and training goes on from one cut: the last checkpoint, or with durability class step the last step.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -54,7 +54,8 @@ class SlotsTest : public ::testing::Test {
     const auto first = SlotMap::Striped({{"m0", "127.0.0.1:0"}, {"m1", "127.0.0.1:0"}});
     ASSERT_OK(first.status());
     ASSERT_OK(WriteFileAtomic(map_path_, first->ToJson()));
-    for (const char* id : {"m0", "m1", "m2"}) servers_.push_back(std::make_unique<ServerProcess>(id, root_));
+    for (const char* id : {"m0", "m1", "m2"})
+      servers_.push_back(std::make_unique<ServerProcess>(id, root_, std::vector<std::string>{"--durability", durability_}));
     for (auto& server : servers_) ASSERT_OK(server->Start());
     const auto second = SlotMap::Striped({Named("m0"), Named("m1")}, 2);
     ASSERT_OK(second.status());
@@ -145,7 +146,7 @@ class SlotsTest : public ::testing::Test {
     if (pipe2(ends, O_CLOEXEC) != 0) return false;
     const pid_t pid = Spawn("membank",
                             {"bank", "slots", "move", "--slot-map", map_path_, "--from", from, "--to", to + "=" + Server(to).address(), "--slots", slots,
-                             "--lease-seconds", "3"},
+                             "--lease-seconds", "2"},
                             ends[1]);
     close(ends[1]);
     std::string said;
@@ -196,7 +197,7 @@ class SlotsTest : public ::testing::Test {
     return status;
   }
 
-  std::string root_, map_path_;
+  std::string durability_ = "checkpoint", root_, map_path_;
   std::vector<std::unique_ptr<ServerProcess>> servers_;
   std::unique_ptr<MemoryClient> trainer_;
   uint64_t epoch_ = 0;
@@ -205,8 +206,15 @@ class SlotsTest : public ::testing::Test {
   double longest_ = 0;              // of its steps, in seconds
 };
 
+class EachDurability : public SlotsTest, public ::testing::WithParamInterface<std::string> {
+ protected:
+  EachDurability() { durability_ = GetParam(); }
+  bool by_step() const { return GetParam() == "step"; }
+};
+INSTANTIATE_TEST_SUITE_P(Slots, EachDurability, ::testing::Values("checkpoint", "step"), [](const auto& info) { return info.param; });
+
 // 2 -> 3 -> 2 servers by `membank bank slots rebalance`, with a trainer that makes checkpoints, and a reader.
-TEST_F(SlotsTest, GrowAndShrinkUnderLoad) {
+TEST_P(EachDurability, GrowAndShrinkUnderLoad) {
   ASSERT_OK(Begin(1, 1));
   std::atomic<bool> stop{false};
   std::atomic<uint64_t> reads{0};
@@ -257,13 +265,13 @@ TEST_F(SlotsTest, GrowAndShrinkUnderLoad) {
   EXPECT_EQ(Counts(trainer_.get()), (std::map<float, int>{{count, kClusters}}));
   EXPECT_GT(reads, 10u);
   ASSERT_GE(checkpoint_, 40u);
-  // Everything dies: all servers come back at one cut, with the slots they own now.
+  // Everything dies: all servers come back at one cut, or at the last step, with the slots they own now.
   for (auto& server : servers_) server->Signal(SIGKILL);
   Server("m0").Start().IgnoreError();
   Server("m1").Start().IgnoreError();
   const auto back = Connect();
   ASSERT_NE(back, nullptr);
-  EXPECT_EQ(Counts(back.get()), (std::map<float, int>{{static_cast<float>(checkpoint_), kClusters}}));
+  EXPECT_EQ(Counts(back.get()), (std::map<float, int>{{by_step() ? count : static_cast<float>(checkpoint_), kClusters}}));
   fmt::print("{} steps, {} reads of all blocks, 2 -> 3 -> 2 servers; {:.0f} steps/s before, {:.0f} while slots moved, the longest step took {:.2f} s\n",
              steps_.load(), reads.load(), rate_before, rate_moving, longest_);
 }
@@ -299,7 +307,7 @@ TEST_F(SlotsTest, OlderCheckpointsAndVersionsFollowTheSlots) {
 }
 
 // kill -9 of the old or the new owner at every stage: what the slot map says afterwards is what the servers do.
-TEST_F(SlotsTest, AKillAtAnyStageLeavesOneOwner) {
+TEST_P(EachDurability, AKillAtAnyStageLeavesOneOwner) {
   ASSERT_OK(Begin(1, 1));
   ASSERT_OK(Step(1));
   ASSERT_OK(Checkpoint(1));
@@ -332,13 +340,16 @@ TEST_F(SlotsTest, AKillAtAnyStageLeavesOneOwner) {
         }
         EXPECT_THAT(owners, ::testing::ElementsAre(after.servers()[after.OwnerOf({2, cluster})].id)) << cluster;
       }
-      // As a trainer does after an error: back to its last checkpoint, which is one cut of the owners of now.
-      ASSERT_OK(trainer_->RestoreCheckpoint(fmt::format("c{}", checkpoint_)));
-      EXPECT_EQ(Counts(trainer_.get()), (std::map<float, int>{{static_cast<float>(checkpoint_), kClusters}}));
-      head = checkpoint_;
+      // As a trainer does after an error: back to its last checkpoint, which is one cut of the owners of now; where steps are durable nothing is
+      // taken back.
+      if (!by_step()) {
+        ASSERT_OK(trainer_->RestoreCheckpoint(fmt::format("c{}", checkpoint_)));
+        head = checkpoint_;
+      }
+      EXPECT_EQ(Counts(trainer_.get()), (std::map<float, int>{{static_cast<float>(head), kClusters}}));
       ASSERT_OK(Begin(++run_epoch, head + 1));
       ASSERT_OK(Step(++head));
-      ASSERT_OK(Checkpoint(head));
+      if (!by_step() || head % 4 == 0) ASSERT_OK(Checkpoint(head));
       EXPECT_EQ(Counts(trainer_.get()), (std::map<float, int>{{static_cast<float>(head), kClusters}}));
     }
   }
@@ -348,7 +359,7 @@ TEST_F(SlotsTest, AKillAtAnyStageLeavesOneOwner) {
 }
 
 // kill -9 of the command that moves: the trainer waits for at most the lease, nothing fails, and the command can be run again.
-TEST_F(SlotsTest, AKilledMoverFailsNoRequest) {
+TEST_P(EachDurability, AKilledMoverFailsNoRequest) {
   ASSERT_OK(Begin(1, 1));
   std::atomic<bool> stop{false};
   std::thread training([&] { Train(50, stop); });
