@@ -68,6 +68,7 @@ EngineOptions ToEngineOptions(const WorkerOptions& options) {
   engine.kv_cache_tokens = options.kv_cache_tokens;
   engine.threads = options.threads;
   engine.block_cache_bytes = options.block_cache_bytes;
+  engine.resident_levels = options.resident_levels;
   return engine;
 }
 

@@ -61,6 +61,9 @@ void BindOptions(CLI::App& app, WorkerOptions* o) {
   app.add_option("--kv-cache-tokens", o->kv_cache_tokens, "Tokens of KV cache of all running sequences together")
       ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 32));
   app.add_option("--block-cache-bytes", o->block_cache_bytes, "Bytes of RAM, for each bank, for blocks that no running sequence uses");
+  app.add_option("--resident-levels", o->resident_levels,
+                 "Blocks of levels 1 to this one are fetched at the start and after a change of version, and stay, beside --block-cache-bytes; 0: none")
+      ->check(CLI::Range(0u, 8u));
   app.add_option("--block-lease-ms", o->block_lease_ms,
                  "Milliseconds that cached blocks may be used without news from the memory servers about what is blocked; a fifth of it between looks")
       ->check(CLI::Range(500u, 3600000u));

@@ -35,6 +35,7 @@ struct WorkerOptions {
   uint64_t max_queued_tokens = 262144;
   uint64_t kv_cache_tokens = 65536;
   uint64_t block_cache_bytes = 2ull << 30;
+  uint32_t resident_levels = 0;
   uint32_t block_lease_ms = 5000;
 };
 

@@ -43,6 +43,7 @@ absl::StatusOr<std::unique_ptr<BankStack>> BankStack::Create(const std::vector<S
     BlockLoaderOptions own = loader;
     own.access = served.access;
     stack->banks_.push_back({served, levels, std::make_unique<BlockLoader>(served.client, own)});
+    stack->banks_.back().loader->KeepResident(served.version);
     levels += spec.depth();
     absl::MutexLock lock(&stack->mu_);
     stack->versions_.push_back(served.version);
@@ -109,10 +110,15 @@ absl::StatusOr<std::string> BankStack::UseVersion(const std::string& bank, const
                       versions.empty() ? "none" : fmt::format("{}", fmt::join(versions, ", ")));
     }
   }
-  absl::MutexLock lock(&mu_);
-  if (check_only) return versions_[number];
-  LOG_INFO("new sequences get version {} of bank {} after {}", VersionName(version), spec(number).bank_id, VersionName(versions_[number]));
-  return std::exchange(versions_[number], version);
+  std::string before;
+  {
+    absl::MutexLock lock(&mu_);
+    if (check_only) return versions_[number];
+    LOG_INFO("new sequences get version {} of bank {} after {}", VersionName(version), spec(number).bank_id, VersionName(versions_[number]));
+    before = std::exchange(versions_[number], version);
+  }
+  if (before != version) banks_[number].loader->KeepResident(version);
+  return before;
 }
 
 absl::StatusOr<std::vector<BankUse>> BankStack::UsesOf(const MemoryChoice& memory) const {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/base/log.h"
 #include "common/base/metrics.h"
 #include "common/base/status_macros.h"
 
@@ -26,6 +27,50 @@ prometheus::Histogram& FetchLatency() {
 
 BlockLoader::BlockLoader(MemoryClient* client, BlockLoaderOptions options)
     : client_(client), options_(std::move(options)), pool_(options_.threads) {}
+
+BlockLoader::~BlockLoader() {
+  absl::MutexLock lock(&mu_);
+  stopping_ = true;
+}
+
+void BlockLoader::KeepResident(const std::string& bank_version) {
+  if (options_.resident_levels == 0) return;
+  {
+    absl::MutexLock lock(&mu_);
+    kept_version_ = bank_version;
+    bytes_ = kept_bytes_ = 0;
+    for (const auto& [key, entry] : entries_)
+      if (entry.block != nullptr) (Stays(key) ? kept_bytes_ : bytes_) += entry.block->values.nbytes();
+    Evict();
+  }
+  const BankSpec& spec = client_->spec();
+  std::vector<BlockId> ids;  // the last one goes first
+  for (uint32_t level = std::min(options_.resident_levels, spec.depth()); level > 0; --level) {
+    if (spec.width(level) == 0) continue;
+    for (uint32_t cluster = ClusterCount(spec.fan_out, level); cluster-- > 0;) ids.push_back({level, cluster});
+    ids.push_back(GenericBlock(spec.fan_out, level));
+  }
+  KeepNext(bank_version, std::move(ids), 0);
+}
+
+void BlockLoader::KeepNext(const std::string& bank_version, std::vector<BlockId> left, uint64_t failed) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (stopping_ || kept_version_ != bank_version) return;
+    if (left.empty()) {
+      LOG_INFO("levels 1 to {} of bank {} stay in memory: {} bytes, {} blocks could not be had", options_.resident_levels, client_->spec().bank_id,
+               kept_bytes_, failed);
+      return;
+    }
+  }
+  const BlockId id = left.back();
+  left.pop_back();
+  Load(bank_version, {id}, [this, bank_version, id, left = std::move(left), failed](absl::StatusOr<std::vector<BlockHandle>> loaded) mutable {
+    if (!loaded.ok() && failed == 0) LOG_WARN("block {} does not stay in memory yet: {}", ToString(id), loaded.status().ToString());
+    failed += loaded.ok() ? 0 : 1;
+    pool_.Schedule([this, bank_version, left = std::move(left), failed]() mutable { KeepNext(bank_version, std::move(left), failed); });
+  });
+}
 
 void BlockLoader::Load(const std::string& bank_version, const std::vector<BlockId>& ids, Done done) {
   auto request = std::make_shared<Request>();
@@ -94,8 +139,9 @@ void BlockLoader::Fetch(const Key& key, BlockHandle current) {
     }
     again = entry.loading = !entry.waiters.empty();
     if (fetched.ok() && *fetched != entry.block) {
-      if (entry.block != nullptr) bytes_ -= entry.block->values.nbytes();
-      bytes_ += (*fetched)->values.nbytes();
+      uint64_t& bytes = Stays(key) ? kept_bytes_ : bytes_;
+      if (entry.block != nullptr) bytes -= entry.block->values.nbytes();
+      bytes += (*fetched)->values.nbytes();
       entry.block = *std::move(fetched);
     } else if (entry.block == nullptr && !again) {
       recency_.erase(entry.used);
@@ -158,7 +204,7 @@ void BlockLoader::Evict() {
     --at;
     auto it = entries_.find(*at);
     const Entry& entry = it->second;
-    if (entry.loading || entry.block == nullptr || entry.block.use_count() > 1) continue;
+    if (Stays(*at) || entry.loading || entry.block == nullptr || entry.block.use_count() > 1) continue;
     bytes_ -= entry.block->values.nbytes();
     entries_.erase(it);
     at = recency_.erase(at);
@@ -180,7 +226,7 @@ std::vector<BlockId> BlockLoader::ResidentBlocks() const {
 
 uint64_t BlockLoader::resident_bytes() const {
   absl::MutexLock lock(&mu_);
-  return bytes_;
+  return bytes_ + kept_bytes_;
 }
 
 }  // namespace membank

@@ -115,6 +115,7 @@ struct EngineOptions {
   uint64_t kv_cache_tokens = 65536;    // reserved by all running sequences together
   uint32_t threads = 0;                // compute threads; 0 = one per core
   uint64_t block_cache_bytes = 2ull << 30;  // of each bank; blocks that no sequence uses are dropped beyond it
+  uint32_t resident_levels = 0;        // of each bank: blocks of levels 1 to this one stay, beside block_cache_bytes
   uint32_t fetch_threads = 4;          // blocks of a bank fetched at once
   absl::Duration fetch_timeout = absl::Seconds(30);
 };

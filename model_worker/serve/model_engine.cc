@@ -41,6 +41,7 @@ absl::StatusOr<std::unique_ptr<Engine>> ModelEngine::Create(std::unique_ptr<Tran
   BlockLoaderOptions loader;
   loader.dtype = engine->model_->dtype();
   loader.capacity_bytes = options.block_cache_bytes;
+  loader.resident_levels = options.resident_levels;
   loader.threads = static_cast<int>(options.fetch_threads);
   loader.timeout = options.fetch_timeout;
   ASSIGN_OR_RETURN(engine->banks_, BankStack::Create(banks, engine->model_->weights(), loader));

@@ -163,5 +163,48 @@ TEST_F(BlockLoaderTest, DropsTheLeastRecentlyUsedThatNobodyHolds) {
   EXPECT_EQ(loader().ResidentBlocks(), (std::vector<BlockId>{{2, 2}, {2, 3}}));
 }
 
+TEST_F(BlockLoaderTest, TheUpperLevelsOfTheVersionInUseStay) {
+  BlockLoaderOptions options{torch::kFloat};
+  options.capacity_bytes = 0;
+  options.resident_levels = 1;
+  const BankSpec& spec = memory_.spec();
+  const auto upper = [&] {
+    std::vector<BlockId> ids;
+    for (uint32_t cluster = 0; cluster < spec.fan_out; ++cluster) ids.push_back({1, cluster});
+    ids.push_back(GenericBlock(spec.fan_out, 1));
+    return ids;
+  }();
+  const auto fetches = [&] {  // of the upper level
+    int sum = 0;
+    for (const BlockId id : upper) sum += memory_.fetches(id);
+    return sum;
+  };
+  const auto await_resident = [&](const std::vector<BlockId>& ids) {
+    for (int i = 0; i < 2000 && loader().ResidentBlocks() != ids; ++i) absl::SleepFor(absl::Milliseconds(5));
+    EXPECT_EQ(loader().ResidentBlocks(), ids);
+  };
+  loader(options).KeepResident("v1");
+  await_resident(upper);
+  EXPECT_EQ(loader().resident_bytes(), upper.size() * spec.BlockElements(1) * 4);
+  ASSERT_TRUE(Load({{1, 2}, {2, 5}}).ok());
+  ASSERT_TRUE(Load({{2, 6}}).ok());  // drops 2/5, which nothing uses
+  EXPECT_EQ(loader().ResidentBlocks().front(), (BlockId{1, 0}));
+  EXPECT_LE(loader().ResidentBlocks().size(), upper.size() + 1);
+  const int first = fetches();
+  ASSERT_TRUE(Load(upper).ok());
+  EXPECT_EQ(fetches(), first) << "resident blocks were fetched again";
+
+  version_ = "v2";
+  loader().KeepResident("v2");
+  for (int i = 0; i < 2000 && fetches() < first + static_cast<int>(upper.size()); ++i) absl::SleepFor(absl::Milliseconds(5));
+  ASSERT_TRUE(Load({{2, 7}}).ok());  // what was kept of v1 may go now
+  const int after = fetches();
+  ASSERT_TRUE(Load(upper).ok());
+  EXPECT_EQ(fetches(), after);
+  version_ = "v1";
+  ASSERT_TRUE(Load({{1, 2}}).ok());
+  EXPECT_EQ(fetches(), after + 1);
+}
+
 }  // namespace
 }  // namespace membank::serve_test
