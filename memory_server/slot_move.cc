@@ -460,7 +460,6 @@ absl::Status SlotMover::LogTaken(const std::string& move_id, const SlotSourceSta
   StepLog& log = *shard_->step_log_;
   if (!Listed()) RETURN_IF_ERROR(shard_->LogRestore(shard_->checkpoints_->LastCommitted(), SlotSet()));  // its own steps of long ago
   for (const auto& [id, image] : incoming_->blocks) RETURN_IF_ERROR(log.WriteImage(image));
-  MEMBANK_FAIL_POINT("slots.images");
   return log.WriteTaken({{source.head_step, source.run.run_id, source.run.epoch}, incoming_->slots, !Listed(), source.run_epochs});
 }
 

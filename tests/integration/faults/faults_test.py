@@ -80,6 +80,14 @@ def points():
     return found
 
 
+def move_slots_to(servers, name):
+    """Two slots of the other server to this one, as a process; whether the move takes place is the fault's affair."""
+    owned = [(owner, str(first)) for owner, first, _ in json.loads(pathlib.Path(servers.slot_map).read_text())["slots"] if owner != name][:2]
+    return subprocess.Popen([BINARIES / "membank", "bank", "slots", "move", "--slot-map", servers.slot_map, "--from", owned[0][0], "--to",
+                             name, "--slots", ",".join(slot for _, slot in owned), "--lease-seconds", "2"],
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
 def strike_points(directory, choice, times):
     """Dies at each named point, in one server, and comes back."""
     struck, counts = collections.Counter(), collections.Counter()
@@ -93,13 +101,18 @@ def strike_points(directory, choice, times):
                 kill(servers, [name])
                 servers.launch(name, {"MEMBANK_FAIL_POINT": f"{point}@{choice.randint(1, 2) if not point.startswith('start.') else 1}"})
                 deadline = time.monotonic() + 60 * TIME_SCALE
+                mover = None
                 while servers.running[name].poll() is None:
                     trainer.check_alive()
+                    if point.startswith("slots.") and (mover is None or mover.poll() is not None):
+                        mover = move_slots_to(servers, name)
                     if time.monotonic() > deadline:
                         raise AssertionError(f"fail point {point} was not passed within 60 s")
                     time.sleep(0.01)
                 if servers.running[name].returncode != -signal.SIGKILL:
                     raise AssertionError(f"{name} ended at {point} with {servers.running[name].returncode}:\n{servers.log(name)}")
+                if mover is not None:
+                    mover.wait(60 * TIME_SCALE)
                 struck[point] += 1
                 restart(servers, name)
             counts.update(trainer.stop())
