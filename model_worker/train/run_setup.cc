@@ -38,21 +38,26 @@ absl::Status BeginRun(const TrainOptions& options, const RunIdentity& identity, 
   return absl::OkStatus();
 }
 
-// Where the servers have every step of this run since `checkpoint`: there. Else at the checkpoint.
+// Where the servers have every step of this run since `checkpoint`: there. Else at the checkpoint, which is also where servers meet of which
+// one cannot go back as far as another one is.
 absl::StatusOr<uint64_t> BringServersTo(const RunCheckpoint& checkpoint, const RunIdentity& identity, const TrainOptions& options,
                                         MemoryClient& client) {
   ASSIGN_OR_RETURN(const BankStatus status, client.GetStatus());
   const bool kept = status.durable_steps && status.run_id == identity.run_id && status.head_step >= checkpoint.server_step;
   // A trainer's own state (a learning anchor, the error feedback of int8 gradients) and what other ranks know are of the checkpoint.
   const bool stateless = options.mode == TrainMode::kFrozen && options.world_size == 1 && options.EffectiveGradientDType() != kI8Rows;
-  if (!stateless || !kept) {
-    RETURN_IF_ERROR(client.RestoreCheckpoint(checkpoint.id));
-    LOG_INFO("resuming {} from step {} (checkpoint {})", identity.run_id, checkpoint.step, checkpoint.id);
-    return checkpoint.server_step;
+  if (stateless && kept) {
+    const absl::Status rewound = client.Rewind(status.head_step);
+    if (rewound.ok()) {
+      LOG_INFO("resuming {} from step {}, the last one that all servers have", identity.run_id, status.head_step - identity.base_step);
+      return status.head_step;
+    }
+    if (!absl::IsOutOfRange(rewound)) return rewound;
+    LOG_WARN("{}: the servers have only the checkpoint in common", std::string(rewound.message()));  // slots have moved since that step
   }
-  RETURN_IF_ERROR(client.Rewind(status.head_step));
-  LOG_INFO("resuming {} from step {}, the last one that all servers have", identity.run_id, status.head_step - identity.base_step);
-  return status.head_step;
+  RETURN_IF_ERROR(client.RestoreCheckpoint(checkpoint.id));
+  LOG_INFO("resuming {} from step {} (checkpoint {})", identity.run_id, checkpoint.step, checkpoint.id);
+  return checkpoint.server_step;
 }
 
 }  // namespace

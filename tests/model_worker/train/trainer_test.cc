@@ -203,6 +203,30 @@ TEST_F(TrainerTest, WithDurableStepsNothingIsRepeated) {
   }
 }
 
+// A server that slots moved to since cannot go back as far as another one has fallen back: the checkpoint is what they have in common.
+TEST_F(TrainerTest, WithDurableStepsARefusedRewindGoesToTheCheckpoint) {
+  TrainOptions options = run_.Options("straight");
+  const std::string straight = TrainFresh("straight", options)->Dump();
+  options.output = run_.Options("crashed").output;
+  ShardMemoryClient bank(run_.spec(), run_.path() + "/bank-crashed", 2, Durability::kStep);
+  std::atomic<int> calls = 0, rewinds = 0;
+  bank.intercept = [&](const std::string& call) {
+    return call == "ApplyStep" && ++calls == 17 ? absl::UnavailableError("the power went") : absl::OkStatus();
+  };
+  ASSERT_FALSE(Train(options, bank, kNeverStop).ok());
+  bank.intercept = [&](const std::string& call) {  // the second of the two servers
+    return call == "Rewind" && ++rewinds == 2 ? absl::OutOfRangeError("its newest slots came at step 9") : absl::OkStatus();
+  };
+  bank.Crash();
+  const uint64_t checkpoint = bank.ListCheckpoints()->back().step;
+  ASSERT_LT(checkpoint, 8u);
+  const auto resumed = Train(options, bank, kNeverStop);
+  ASSERT_TRUE(resumed.ok()) << resumed.status();
+  EXPECT_EQ(rewinds, 2);
+  EXPECT_EQ(resumed->resumed_from, checkpoint);
+  EXPECT_EQ(bank.Dump(), straight);
+}
+
 TEST_F(TrainerTest, OldCheckpointsGoAndFinishedRunsStayFinished) {
   TrainOptions options = run_.Options("run");
   options.checkpoint_every = 2;
