@@ -298,7 +298,7 @@ class Shard {
   absl::StatusOr<SlotSet> ReplayLog(const std::optional<Cut>& cut, uint64_t last_step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_)
       ABSL_LOCKS_EXCLUDED(run_mu_);
   absl::Status ApplyLogged(LoggedStep logged) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
-  absl::Status TakeLogged(const SlotsTaken& taken, const std::vector<LoggedImage>& images) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_)
+  absl::Status TakeLogged(const SlotsTaken& taken, const std::vector<LoggedImage>& images, const SlotSet& mine) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_)
       ABSL_LOCKS_EXCLUDED(run_mu_);
   absl::Status InstallImage(BlockImage image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
   absl::Status KeepFences(RunEpochs epochs) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);

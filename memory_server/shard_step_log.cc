@@ -67,7 +67,7 @@ absl::StatusOr<SlotSet> Shard::ReplayLog(const std::optional<Cut>& cut, uint64_t
   LogReplay replay;  // train_mu_ is held
   replay.apply = [this](LoggedStep logged) ABSL_NO_THREAD_SAFETY_ANALYSIS { return ApplyLogged(std::move(logged)); };
   replay.take = [this](const SlotsTaken& taken, const std::vector<LoggedImage>& images)
-                    ABSL_NO_THREAD_SAFETY_ANALYSIS { return TakeLogged(taken, images); };
+                    ABSL_NO_THREAD_SAFETY_ANALYSIS { return TakeLogged(taken, images, ownership_.slots()); };
   return step_log_->Replay(BaseOf(cut), ownership_.slots(), last_step, replay);
 }
 
@@ -110,12 +110,12 @@ absl::Status Shard::KeepFences(RunEpochs epochs) {
   return written;
 }
 
-absl::Status Shard::TakeLogged(const SlotsTaken& taken, const std::vector<LoggedImage>& images) {
+absl::Status Shard::TakeLogged(const SlotsTaken& taken, const std::vector<LoggedImage>& images, const SlotSet& mine) {
   std::vector<BlockId> before;
   for (const BlockTable::Listed& block : table_->List())
     if (taken.slots[SlotOf(block.id)]) before.push_back(block.id);
   table_->Erase(before);
-  const SlotSet slots = taken.slots & ownership_.slots();
+  const SlotSet slots = taken.slots & mine;
   for (const LoggedImage& image : images) {
     if (!slots[SlotOf(image.id)]) continue;
     RETURN_IF_ERROR(CheckInSpec(image.id));

@@ -271,12 +271,15 @@ absl::Status SlotMover::Switch(const SlotMap& map, const SlotSet& lost, const Sl
     fenced = IsFenced();
     usable = incoming != nullptr && incoming->complete && (gained & ~incoming->slots).none() && AtOneStep(incoming->source) && (fenced || !Listed());
   }
-  if (gained.any() && !usable) {
+  const bool durable = shard_->options_.durability == Durability::kStep, waiting = durable && gained.any() && IsWaiting(gained);
+  if (durable) usable = usable && waiting;
+  if (gained.any() && !usable && !waiting) {
     RETURN_IF_ERROR(GoBackToLastCheckpoint(map));
   } else {
     shard_->ownership_.Restrict(after);
-    absl::Status followed = gained.any() ? TakeSlots(incoming.get()) : absl::OkStatus();
-    if (followed.ok() && shard_->options_.durability == Durability::kStep) followed = shard_->step_log_->WriteOwned(after);
+    absl::Status followed;
+    if (gained.any()) followed = usable ? TakeSlots(incoming.get()) : TakeSlotsFromLog(gained);
+    if (followed.ok() && durable) followed = shard_->step_log_->WriteOwned(after);
     MEMBANK_FAIL_POINT("slots.owned");
     if (!followed.ok()) {  // no room: what the next look does, from the checkpoint
       LOG_ERROR("slot map epoch {} cannot be followed: {}", map.epoch(), followed.ToString());
@@ -304,6 +307,21 @@ void SlotMover::DropSlots(const SlotSet& lost) {
   for (const BlockTable::Listed& block : shard_->table_->List())
     if (lost[SlotOf(block.id)]) ids.push_back(block.id);
   shard_->table_->Erase(ids);
+}
+
+// Class step: the log has the slots as they were at the fence, and no step came since.
+bool SlotMover::IsWaiting(const SlotSet& gained) const {
+  const std::optional<SlotsTaken>& waiting = shard_->step_log_->waiting();
+  if (!waiting.has_value() || (gained & ~waiting->slots).any() || waiting->joins == Listed()) return false;
+  absl::MutexLock lock(&shard_->run_mu_);
+  return waiting->joins ? !shard_->run_active_ : shard_->head_step_ == waiting->marks.step && shard_->torn_step_ == 0;
+}
+
+// This server was started again between the fence and the switch, or had no room for its copy.
+absl::Status SlotMover::TakeSlotsFromLog(const SlotSet& gained) {
+  LOG_WARN("slots {} are taken from the step log, where their move left them", FormatSlots(gained));
+  return shard_->step_log_->ReadWaiting([&](const SlotsTaken& taken, const std::vector<LoggedImage>& images)
+                                            ABSL_NO_THREAD_SAFETY_ANALYSIS { return shard_->TakeLogged(taken, images, gained); });
 }
 
 absl::Status SlotMover::TakeSlots(Incoming* incoming) {
@@ -355,6 +373,11 @@ absl::StatusOr<uint64_t> SlotMover::BeginRound(const std::string& move_id, const
                                      [&](const MergeSource& other) { return other.checkpoint_id == cut.id && other.marks == cut.marks; });
       if (!known) RETURN_IF_ERROR(shard_->checkpoints_->Delete(cut.id));
     }
+  }
+  {
+    absl::MutexLock lock(&shard_->run_mu_);  // the slots of another move may be this server's any moment
+    if (shard_->IsSealed() && shard_->seal_->move_id != move_id)
+      return Aborted("server \"{}\" is sealed by the move {}; wait until it ends", shard_->server_id(), shard_->seal_->move_id);
   }
   absl::MutexLock lock(&mu_);
   if (incoming_ == nullptr || incoming_->move_id != move_id || incoming_->slots != slots || incoming_->generation != source.generation) {

@@ -96,6 +96,8 @@ class SlotMover {
   absl::Status Switch(const SlotMap& map, const SlotSet& lost, const SlotSet& gained)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard_->cut_mu_, shard_->train_mu_);
   void DropSlots(const SlotSet& lost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard_->train_mu_);
+  bool IsWaiting(const SlotSet& gained) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard_->train_mu_);
+  absl::Status TakeSlotsFromLog(const SlotSet& gained) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard_->train_mu_);
   absl::Status TakeSlots(Incoming* incoming) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard_->train_mu_);
   absl::Status LogTaken(const std::string& move_id, const SlotSourceState& source);
   absl::Status GoBackToLastCheckpoint(const SlotMap& map) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard_->train_mu_);

@@ -121,6 +121,7 @@ uint64_t StepLog::bytes() const {
 
 absl::StatusOr<SlotSet> StepLog::Replay(const LogBase& base, const SlotSet& slots, uint64_t last_step, const LogReplay& replay) {
   Close();
+  waiting_.reset();
   size_t first = segments_.size();
   for (size_t i = 0; i < segments_.size(); ++i)
     if (segments_[i].base == base) first = i;
@@ -223,6 +224,7 @@ absl::Status StepLog::ReplaySegment(Segment* segment, Reading* reading, const Lo
     reading->took_last = true;
     RETURN_IF_ERROR(take());
   }
+  waiting_ = std::move(taken);
   if (good < bytes.size()) RETURN_IF_ERROR(TruncateDurably(segment->path, good));
   segment->bytes = good;
   return absl::OkStatus();
@@ -256,6 +258,7 @@ absl::Status StepLog::Begin(const LogBase& base, const SlotSet& slots, bool cont
   const int file = ::open(segment.path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (file < 0) return absl::ErrnoToStatus(errno, "create step log " + segment.path);
   Close();
+  waiting_.reset();
   file_ = file;
   directory_synced_ = false;
   segments_.push_back(std::move(segment));
@@ -292,6 +295,7 @@ absl::Status StepLog::WriteGradients(const RunSettings& run, uint64_t step, cons
 
 absl::Status StepLog::WriteApply(uint64_t step, const ApplyParameters& parameters) {
   RETURN_IF_ERROR(Append(ApplyJson(step, parameters), {}));
+  waiting_.reset();
   return Sync();
 }
 
@@ -308,12 +312,34 @@ absl::Status StepLog::WriteImage(const BlockImage& image) {
 
 absl::Status StepLog::WriteTaken(const SlotsTaken& taken) {
   RETURN_IF_ERROR(Append(TakenJson(taken), {}));
-  return Sync();
+  RETURN_IF_ERROR(Sync());
+  waiting_ = taken;
+  return absl::OkStatus();
 }
 
 absl::Status StepLog::WriteOwned(const SlotSet& slots) {
   RETURN_IF_ERROR(Append(OwnedJson(slots), {}));
+  if (waiting_.has_value() && (waiting_->slots & slots).any()) waiting_.reset();
   return Sync();
+}
+
+absl::Status StepLog::ReadWaiting(const std::function<absl::Status(const SlotsTaken&, const std::vector<LoggedImage>&)>& take) const {
+  const Segment& segment = segments_.back();
+  ASSIGN_OR_RETURN(const std::shared_ptr<MappedFile> file, MappedFile::Open(segment.path));
+  std::vector<LoggedImage> images;
+  bool taken = false;
+  for (size_t offset = 0; offset < segment.bytes;) {
+    const std::optional<LogRecord> record = DecodeLogRecord(file->bytes().subspan(offset));
+    if (!record.has_value()) return DataLoss("step log {} at offset {}: a damaged record among the blocks of slots that moved", segment.path, offset);
+    offset += record->bytes;
+    const std::string kind = record->json.value("kind", "");
+    if (kind == "apply" || (kind == "image" && taken)) images.clear();  // of a move that was given up
+    if (kind == "apply" || kind == "image") taken = false;
+    if (kind == "taken") taken = true;
+    if (kind != "image") continue;
+    ASSIGN_OR_RETURN(images.emplace_back(), DecodeLoggedImage(*record));
+  }
+  return take(*waiting_, images);
 }
 
 absl::Status StepLog::Sync() {

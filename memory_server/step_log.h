@@ -20,6 +20,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -87,6 +88,9 @@ class StepLog {
   absl::Status WriteImage(const BlockImage& image);
   absl::Status WriteTaken(const SlotsTaken& taken);  // durable on return, with the images before it
   absl::Status WriteOwned(const SlotSet& slots);     // durable on return
+  // What lies taken at the end and is not owned yet: no step has been logged since.
+  const std::optional<SlotsTaken>& waiting() const { return waiting_; }
+  absl::Status ReadWaiting(const std::function<absl::Status(const SlotsTaken&, const std::vector<LoggedImage>&)>& take) const;
 
   absl::Status RemoveBefore(const LogBase& base);  // what led to a cut that is committed now
   absl::Status Clear();
@@ -128,6 +132,7 @@ class StepLog {
   std::vector<Segment> segments_;  // ascending
   int file_ = -1;                  // of the last segment
   bool directory_synced_ = true;
+  std::optional<SlotsTaken> waiting_;
   absl::Status failure_;           // of an fdatasync
 };
 

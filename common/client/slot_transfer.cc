@@ -192,9 +192,11 @@ absl::Status RpcSlotTransfers::FenceAndSwitch(Stage* stage, const SlotMap& next)
   RETURN_IF_ERROR(AwaitOthers(*stage, fence - 1));
   Report(fmt::format("fenced before step {}", fence));
   RETURN_IF_ERROR(Copy(stage, v1::SLOT_MOVE_ACTION_FINISH));
+  const absl::Time renewing = absl::Now();
   ASSIGN_OR_RETURN(const uint64_t renewed, Seal(*stage, fence));
   if (renewed != fence) return Aborted("the fence moved from step {} to {}", fence, renewed);
   Report("switching");
+  if (absl::Now() > renewing + options_.lease / 2) return Aborted("this process stood still until the fence had almost run out");
   const absl::Status replaced = source_->Replace(next);
   if (replaced.ok()) return replaced;
   const absl::StatusOr<SlotMap> now = source_->Load();  // an error may come after the deed

@@ -211,6 +211,10 @@ class EachDurability : public SlotsTest, public ::testing::WithParamInterface<st
   EachDurability() { durability_ = GetParam(); }
   bool by_step() const { return GetParam() == "step"; }
 };
+class StepSlots : public SlotsTest {
+ protected:
+  StepSlots() { durability_ = "step"; }
+};
 INSTANTIATE_TEST_SUITE_P(Slots, EachDurability, ::testing::Values("checkpoint", "step"), [](const auto& info) { return info.param; });
 
 // 2 -> 3 -> 2 servers by `membank bank slots rebalance`, with a trainer that makes checkpoints, and a reader.
@@ -380,6 +384,65 @@ TEST_P(EachDurability, AKilledMoverFailsNoRequest) {
   EXPECT_GE(killed, 4);
   EXPECT_EQ(Counts(trainer_.get()), (std::map<float, int>{{static_cast<float>(steps_), kClusters}}));
   fmt::print("{} kills of the mover, {} steps, the longest took {:.2f} s\n", killed, steps_.load(), longest_);
+}
+
+// Under load: kill -9 of the mover, of any servers, or of all of it, at random moments of moves; the trainer goes on from the last step that all
+// servers have. Every block ends where an undisturbed run ends: at the number of steps.
+TEST_F(StepSlots, AnyoneMayDieInTheMiddleOfAMoveUnderLoad) {
+  const uint32_t seed = std::random_device()();
+  SCOPED_TRACE(fmt::format("seed {}", seed));
+  std::mt19937 random(seed);
+  uint64_t head = 0, epoch = 0;
+  int moved = 0, moves_killed = 0;
+  const std::vector<std::string> stages = {"copied", "behind", "switching", "switched", "switched"};
+  for (int round = 0; round < 8; ++round) {
+    ASSERT_OK(Begin(++epoch, head + 1));
+    std::atomic<bool> stop{false};
+    std::atomic<uint64_t> acknowledged{head};
+    std::thread training([&] {
+      while (!stop) {
+        if (!Step(acknowledged + 1).ok()) break;
+        ++acknowledged;
+        if (acknowledged % 40 == 0 && !Checkpoint(acknowledged).ok()) break;
+      }
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    const SlotMap before = *SlotMap::Load(map_path_);
+    const std::string from = before.servers()[before.OwnerOfSlot(2)].id, to = from == "m0" ? "m2" : from == "m2" ? "m1" : "m0";
+    const std::string stage = stages[random() % stages.size()];
+    const uint32_t victims = 1 + random() % 7;
+    const bool mover_dies = round % 2 == 0;
+    const auto strike = [&] {
+      for (size_t i = 0; i < servers_.size(); ++i)
+        if (victims & (1u << i)) servers_[i]->Send(SIGKILL);
+    };
+    if (mover_dies) {
+      moves_killed += KillMover(from, to, "2,4,6", stage);
+      strike();
+    } else {
+      bool struck = false;
+      (void)Move(from, to, "2,4,6", {}, [&](const std::string& report) {
+        if (struck || !report.starts_with(stage)) return;
+        struck = true;
+        strike();
+      });
+      strike();
+    }
+    stop = true;
+    for (auto& server : servers_) server->Signal(SIGKILL);
+    for (auto& server : servers_) ASSERT_OK(server->Start());
+    training.join();
+    const auto status = trainer_->GetStatus();
+    ASSERT_OK(status.status());
+    ASSERT_GE(status->head_step, acknowledged) << "an acknowledged step is gone";
+    ASSERT_LE(status->head_step, acknowledged + 1);
+    ASSERT_OK(trainer_->Rewind(status->head_step));
+    head = status->head_step;
+    ASSERT_EQ(Counts(trainer_.get()), (std::map<float, int>{{static_cast<float>(head), kClusters}})) << "round " << round << ", killed at " << stage;
+    moved += SlotMap::Load(map_path_)->epoch() > before.epoch();
+  }
+  fmt::print("seed {}: 8 rounds, {} moves took place, {} movers killed; {} steps, each counted once\n", seed, moved, moves_killed, head);
+  EXPECT_GT(head, 8u);
 }
 
 TEST_F(SlotsTest, APurgeReachesReplicas) {

@@ -5,9 +5,7 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -15,14 +13,17 @@
 #include "common/base/file.h"
 #include "common/base/status_macros.h"
 #include "memory_server/shard.h"
+#include "tests/memory_server/crash/dying.h"
 #include "tests/memory_server/shard_fixture.h"
+
+namespace membank {
+int calls_left = 0;
+}
 
 namespace {
 
-int calls_left = 0;  // 0: not counting
-
 void Count() {
-  if (calls_left > 0 && --calls_left == 0) _exit(42);
+  if (membank::calls_left > 0 && --membank::calls_left == 0) _exit(membank::kDied);
 }
 
 template <typename Function>
@@ -41,6 +42,9 @@ int remove(const char* path) noexcept { return Count(), Next<int (*)(const char*
 int rmdir(const char* path) noexcept { return Count(), Next<int (*)(const char*)>("rmdir")(path); }
 int mkdir(const char* path, mode_t mode) noexcept { return Count(), Next<int (*)(const char*, mode_t)>("mkdir")(path, mode); }
 int ftruncate(int fd, off_t size) noexcept { return Count(), Next<int (*)(int, off_t)>("ftruncate")(fd, size); }
+ssize_t pwrite(int fd, const void* bytes, size_t size, off_t offset) {
+  return Count(), Next<ssize_t (*)(int, const void*, size_t, off_t)>("pwrite")(fd, bytes, size, offset);
+}
 int fsync(int) { return Count(), 0; }  // what a process wrote outlives it anyway
 int fdatasync(int) { return Count(), 0; }
 }
@@ -93,24 +97,15 @@ class ShardCrashTest : public ::testing::TestWithParam<Durability> {
  protected:
   // Runs all operations in a child that dies before its n-th system call; how many were done. All of them: it got through.
   size_t RunAndDie(ShardFixture& fixture, int n) {
-    auto* const done = static_cast<size_t*>(::mmap(nullptr, sizeof(size_t), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
-    *done = 0;
-    const pid_t child = ::fork();
-    if (child == 0) {
-      calls_left = n;
+    auto* const done = SharedWithChild<size_t>();
+    DiesAtCall(n, [&] {
       for (const Operation& operation : Operations()) {
         const absl::Status status = operation.run(fixture);
-        if (!status.ok()) {
-          std::fprintf(stderr, "%s: %s\n", operation.name, status.ToString().c_str());
-          _exit(1);
-        }
+        if (!status.ok()) return std::fprintf(stderr, "%s: %s\n", operation.name, status.ToString().c_str()), false;
         ++*done;
       }
-      _exit(0);
-    }
-    int status = 0;
-    ::waitpid(child, &status, 0);
-    EXPECT_TRUE(WIFEXITED(status) && (WEXITSTATUS(status) == 0 || WEXITSTATUS(status) == 42)) << "wait status " << status << " at call " << n;
+      return true;
+    });
     const size_t operations = *done;
     ::munmap(done, sizeof(size_t));
     return operations;
