@@ -96,7 +96,7 @@ absl::Status StepLog::LoadSegment(const std::string& name) {
   ASSIGN_OR_RETURN(const std::shared_ptr<MappedFile> file, MappedFile::Open(segment.path));
   const std::optional<LogRecord> first = DecodeLogRecord(file->bytes());
   if (!first.has_value()) {
-    if (FindLoggedStep(file->bytes(), 0, 0).has_value()) return DataLoss("its first record is damaged");
+    if (FindProof(file->bytes(), 0, 0).has_value()) return DataLoss("its first record is damaged");
     LOG_WARN("removing {}: a crash tore off its first record, no step in it was acknowledged", segment.path);
     return ::unlink(segment.path.c_str()) == 0 ? absl::OkStatus() : absl::ErrnoToStatus(errno, "unlink");
   }
@@ -167,8 +167,8 @@ absl::Status StepLog::ReplaySegment(Segment* segment, Reading* reading, const Lo
     const std::optional<LogRecord> record = DecodeLogRecord(bytes.subspan(at));
     if (!record.has_value()) {
       // A later step is written only after this one was synced. The rest of one step proves nothing: the disk may have written it in any order.
-      if (const std::optional<uint64_t> later = FindLoggedStep(bytes, at + kLogAlignment, head + 2); later.has_value())
-        return damaged(at, fmt::format("a damaged record, but step {} lies behind it", *later));
+      if (const std::optional<std::string> later = FindProof(bytes, at + kLogAlignment, head + 2); later.has_value())
+        return damaged(at, fmt::format("a damaged record, but {} lies behind it", *later));
       LOG_WARN("step log {}: {} bytes that a crash left behind step {} are cut off", segment->path, bytes.size() - good, head);
       break;
     }
@@ -391,8 +391,8 @@ absl::Status StepLog::PurgeSegment(Segment* segment, const std::function<bool(Bl
   for (size_t offset = 0; offset < bytes.size();) {
     const std::optional<LogRecord> record = DecodeLogRecord(bytes.subspan(offset));
     if (!record.has_value()) {  // a torn tail goes, as in Replay
-      if (const std::optional<uint64_t> later = FindLoggedStep(bytes, offset + kLogAlignment, head + 2); later.has_value())
-        return DataLoss("a damaged record at offset {}, but step {} lies behind it", offset, *later);
+      if (const std::optional<std::string> later = FindProof(bytes, offset + kLogAlignment, head + 2); later.has_value())
+        return DataLoss("a damaged record at offset {}, but {} lies behind it", offset, *later);
       break;
     }
     const std::string kind = record->json.value("kind", "");

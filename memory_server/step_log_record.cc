@@ -86,15 +86,16 @@ std::optional<LogRecord> DecodeLogRecord(absl::Span<const uint8_t> bytes) {
   return record;
 }
 
-std::optional<uint64_t> FindLoggedStep(absl::Span<const uint8_t> bytes, size_t begin, uint64_t min_step) {
+std::optional<std::string> FindProof(absl::Span<const uint8_t> bytes, size_t begin, uint64_t min_step) {
   for (size_t offset = begin; offset + kLogHeaderBytes <= bytes.size(); offset += kLogAlignment) {
     uint32_t magic;
     std::memcpy(&magic, bytes.data() + offset, sizeof(magic));
     if (magic != kMagic) continue;
     const std::optional<LogRecord> record = DecodeLogRecord(bytes.subspan(offset));
     if (!record.has_value()) continue;
+    if (const auto kind = record->json.find("kind"); kind != record->json.end() && *kind == "owned") return "a change of this server's slots";
     const auto step = record->json.find("step");
-    if (step != record->json.end() && step->is_number_unsigned() && *step >= min_step) return step->get<uint64_t>();
+    if (step != record->json.end() && step->is_number_unsigned() && *step >= min_step) return fmt::format("step {}", step->get<uint64_t>());
   }
   return std::nullopt;
 }

@@ -26,9 +26,9 @@ uint64_t LogRecordBytes(uint64_t json_bytes, uint64_t data_bytes);
 
 // The whole and undamaged record at the front of `bytes`, if there is one.
 std::optional<LogRecord> DecodeLogRecord(absl::Span<const uint8_t> bytes);
-// The step of the first whole and undamaged record at or after `begin` that speaks of `min_step` or a later one: behind damage, it tells
-// damage from a torn tail.
-std::optional<uint64_t> FindLoggedStep(absl::Span<const uint8_t> bytes, size_t begin, uint64_t min_step);
+// What the first whole and undamaged record at or after `begin` says ("step 7") that speaks of `min_step` or a later one, or of slots that became
+// this server's, which is written when all before is synced: behind damage, it tells damage from a torn tail.
+std::optional<std::string> FindProof(absl::Span<const uint8_t> bytes, size_t begin, uint64_t min_step);
 
 std::string SegmentJson(const std::string& spec_hash, const LogBase& base, const SlotSet& slots, bool continues);
 std::string GradientsJson(const RunSettings& run, uint64_t step, const RankGradients& gradients);

@@ -306,6 +306,14 @@ TEST_F(StepLogTest, MovedSlotsComeBackOrAreKnownToBeMissing) {
     EXPECT_EQ(owned_, size >= taken ? after : before) << size;
     EXPECT_EQ(taken_at_.has_value(), size >= taken) << size;
   }
+  // Damage in a moved block is no torn tail: the slots became this server's when all before was on disk.
+  std::string damaged = whole;
+  damaged[taken - 400] ^= 1;
+  for (const uint64_t size : {owned, whole.size()}) {
+    ASSERT_OK(WriteFileAtomic(path, damaged.substr(0, size)));
+    EXPECT_CODE(Reopen(Base(0)).status(), kDataLoss, "a damaged record, but a change of this server's slots lies behind it");
+    EXPECT_EQ(ReadFile(path)->size(), size);
+  }
   // A step that was made without the slots: they are not what the images say any more.
   ASSERT_OK(WriteFileAtomic(path, whole.substr(0, taken)));
   slots_ = before;
