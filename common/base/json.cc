@@ -5,6 +5,20 @@
 #include "common/base/status_macros.h"
 
 namespace membank {
+namespace {
+
+// The parser quotes what it read last, whatever bytes and however many these are: not for a log or a status as they are.
+std::string Quotable(std::string_view message) {
+  constexpr size_t kMost = 400;
+  std::string quotable;
+  for (const char c : message.substr(0, kMost)) {
+    if (c >= 0x20 && c < 0x7f) quotable += c;
+    else quotable += fmt::format("\\x{:02x}", static_cast<uint8_t>(c));
+  }
+  return message.size() > kMost ? quotable + "..." : quotable;
+}
+
+}  // namespace
 
 int JsonDepth(std::string_view text) {
   int depth = 0, deepest = 0;
@@ -32,7 +46,7 @@ absl::StatusOr<nlohmann::json> ParseJson(std::string_view text) {
   try {
     return nlohmann::json::parse(text);
   } catch (const nlohmann::json::exception& error) {
-    return InvalidArgument("{}", error.what());
+    return InvalidArgument("{}", Quotable(error.what()));
   }
 }
 

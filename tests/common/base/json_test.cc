@@ -27,7 +27,9 @@ TEST(Json, ErrorsNameTheByte) {
   const auto parsed = ParseJson("{\"a\": 1,}");
   EXPECT_EQ(parsed.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(parsed.status().message()), testing::HasSubstr("column 9"));
-  EXPECT_FALSE(ParseJson("\"\xff\"").ok());
+  const std::string damaged(ParseJson("{\"a\": \"\xb6\"}").status().message());
+  EXPECT_NE(damaged.find("last read: '\"\\xb6'"), std::string::npos) << damaged;
+  EXPECT_LT(ParseJson("\"" + std::string(1 << 20, 'x')).status().message().size(), 500u);  // a string that does not end
 }
 
 TEST(Json, WhatIsNoObjectIsNamedWithItsPlace) {
