@@ -72,14 +72,18 @@ std::shared_ptr<TrainState> TrainState::Clone() const {
   return clone;
 }
 
+ImageRecords RecordsOf(const BlockImage& image) {
+  const TrainState& state = *image.state;
+  const StateRecord beside{image.version, state.adam_steps, state.weights.span(), state.m.span(), state.v.span()};
+  return {EncodeWeightsHeader({image.version, image.crc32c}), EncodeStateHeader(beside), image.payload->span(), {beside.weights, beside.m, beside.v}};
+}
+
 absl::Status WriteImages(const HeadStores& stores, absl::Span<const BlockImage> images) {
   BatchWriter weights(stores.weights.get()), states(stores.state.get());
   for (const BlockImage& image : images) {
-    const WeightsRecord record{image.version, image.crc32c, image.payload->span()};
-    RETURN_IF_ERROR(weights.Add(BlockKey(image.id), EncodeWeightsHeader(record), {record.payload}));
-    const TrainState& state = *image.state;
-    const StateRecord beside{image.version, state.adam_steps, state.weights.span(), state.m.span(), state.v.span()};
-    RETURN_IF_ERROR(states.Add(BlockKey(image.id), EncodeStateHeader(beside), {beside.weights, beside.m, beside.v}));
+    ImageRecords records = RecordsOf(image);
+    RETURN_IF_ERROR(weights.Add(BlockKey(image.id), std::move(records.weights_header), {records.payload}));
+    RETURN_IF_ERROR(states.Add(BlockKey(image.id), std::move(records.state_header), {records.state.begin(), records.state.end()}));
   }
   RETURN_IF_ERROR(weights.Apply());
   return states.Apply();

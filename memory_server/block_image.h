@@ -4,7 +4,9 @@
 // Errors: DATA_LOSS names the block when a record is missing or damaged; else what the store says.
 #pragma once
 
+#include <array>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -39,6 +41,14 @@ struct BlockImage {
 
   uint64_t bytes() const { return payload->size() + state->bytes(); }
 };
+
+// The image as a pair of store records, each a header and what follows it, borrowed from the image.
+struct ImageRecords {
+  std::string weights_header, state_header;
+  absl::Span<const uint8_t> payload;
+  std::array<absl::Span<const uint8_t>, 3> state;  // weights, m, v
+};
+ImageRecords RecordsOf(const BlockImage& image);
 
 // Writes the images into both stores, in atomic batches of bounded size. On error some may be there.
 absl::Status WriteImages(const HeadStores& stores, absl::Span<const BlockImage> images);

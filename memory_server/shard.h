@@ -300,6 +300,7 @@ class Shard {
   absl::Status ApplyLogged(LoggedStep logged) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
   absl::Status TakeLogged(const SlotsTaken& taken, const std::vector<LoggedImage>& images, const SlotSet& mine) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_)
       ABSL_LOCKS_EXCLUDED(run_mu_);
+  void DropSlots(const SlotSet& slots) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
   absl::Status InstallImage(BlockImage image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_);
   absl::Status KeepFences(RunEpochs epochs) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
   absl::StatusOr<PurgeResult> PurgeEverywhere(const std::vector<TreePrefix>& prefixes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(cut_mu_, train_mu_);
@@ -307,6 +308,8 @@ class Shard {
   void EndRun() ABSL_EXCLUSIVE_LOCKS_REQUIRED(run_mu_);
   // The head becomes what the cut (none: the untouched bank) has for the server's slots by `map`.
   absl::Status LoadHead(const std::optional<Cut>& cut, const SlotMap& map) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
+  // The same, and the logged steps that followed the cut are given up; slots that `map` does not give to this server are refused from here on.
+  absl::Status GiveUpStepsSince(const std::optional<Cut>& cut, const SlotMap& map) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
   void InstallHead(Head head, BlockTable::LiveStores stores) ABSL_EXCLUSIVE_LOCKS_REQUIRED(train_mu_) ABSL_LOCKS_EXCLUDED(run_mu_);
 
   const BankSpec spec_;

@@ -55,8 +55,7 @@ absl::Status Shard::OpenLog(const std::optional<Cut>& cut) {
   if (missed.any()) {  // they became this server's without a finished copy
     LOG_WARN("the step log lacks steps of slots {}: this server goes back to {}", FormatSlots(missed),
              cut.has_value() ? "checkpoint " + cut->id : "an untouched bank");
-    RETURN_IF_ERROR(LoadHead(cut, *ownership_.map()));
-    return LogRestore(cut, slots);
+    return GiveUpStepsSince(cut, *ownership_.map());
   }
   if (options_.durability != Durability::kStep) return absl::OkStatus();
   if (step_log_->empty()) return step_log_->Begin(BaseOf(cut), slots, /*continues=*/false);
@@ -91,6 +90,26 @@ absl::Status Shard::ApplyLogged(LoggedStep logged) {
   return absl::OkStatus();
 }
 
+absl::Status Shard::GiveUpStepsSince(const std::optional<Cut>& cut, const SlotMap& map) {
+  const SlotSet slots = map.SlotsOf(options_.server_id);
+  Head head;
+  if (cut.has_value()) {
+    ASSIGN_OR_RETURN(head, LoadCut(*cut, map));
+  }
+  ASSIGN_OR_RETURN(BlockTable::LiveStores stores, OpenHeadStores(cut, head.foreign));
+  RETURN_IF_ERROR(LogRestore(cut, slots));
+  ownership_.Restrict(slots);
+  InstallHead(std::move(head), std::move(stores));
+  return absl::OkStatus();
+}
+
+void Shard::DropSlots(const SlotSet& slots) {
+  std::vector<BlockId> ids;
+  for (const BlockTable::Listed& block : table_->List())
+    if (slots[SlotOf(block.id)]) ids.push_back(block.id);
+  table_->Erase(ids);
+}
+
 absl::Status Shard::InstallImage(BlockImage image) {
   ASSIGN_OR_RETURN(BlockTable::Update update, table_->BeginUpdate(image.id, image.state->bytes(), /*needs_payload=*/false));
   update.state = std::const_pointer_cast<TrainState>(std::exchange(image.state, nullptr));
@@ -111,10 +130,7 @@ absl::Status Shard::KeepFences(RunEpochs epochs) {
 }
 
 absl::Status Shard::TakeLogged(const SlotsTaken& taken, const std::vector<LoggedImage>& images, const SlotSet& mine) {
-  std::vector<BlockId> before;
-  for (const BlockTable::Listed& block : table_->List())
-    if (taken.slots[SlotOf(block.id)]) before.push_back(block.id);
-  table_->Erase(before);
+  DropSlots(taken.slots);
   const SlotSet slots = taken.slots & mine;
   for (const LoggedImage& image : images) {
     if (!slots[SlotOf(image.id)]) continue;

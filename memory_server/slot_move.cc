@@ -75,14 +75,13 @@ absl::Status SlotMover::ExportHead(const SlotSet& slots, uint64_t newer_than, co
       const absl::StatusOr<BlockImage> image = shard_->table_->ReadImage(id);
       if (absl::IsNotFound(image.status())) return Aborted("block {} left server \"{}\" while it was copied", ToString(id), shard_->server_id());
       RETURN_IF_ERROR(image.status());
-      const TrainState& from = *image->state;
+      const ImageRecords records = RecordsOf(*image);
       weights.clear();
       state.clear();
-      Append(EncodeWeightsHeader({image->version, image->crc32c}), &weights);
-      Append(image->payload->span(), &weights);
-      const StateRecord record{image->version, from.adam_steps, from.weights.span(), from.m.span(), from.v.span()};
-      Append(EncodeStateHeader(record), &state);
-      for (absl::Span<const uint8_t> array : {record.weights, record.m, record.v}) Append(array, &state);
+      Append(records.weights_header, &weights);
+      Append(records.payload, &weights);
+      Append(records.state_header, &state);
+      for (absl::Span<const uint8_t> array : records.state) Append(array, &state);
     }
     RETURN_IF_ERROR(visit(id, weights, state));
   }
@@ -230,6 +229,7 @@ bool SlotMover::AtOneStep(const SlotSourceState& source) const {
 }
 
 absl::Status SlotMover::CheckAtOneStep(const SlotSourceState& source) const {
+  absl::MutexLock lock(&shard_->run_mu_);
   if (AtOneStep(source)) return absl::OkStatus();
   return Aborted("server \"{}\" is at step {} of run \"{}\" epoch {}, the old owner at step {} of run \"{}\" epoch {}", shard_->server_id(),
                  shard_->head_step_, shard_->run_.run_id, shard_->run_.epoch, source.head_step, source.run.run_id, source.run.epoch);
@@ -283,11 +283,11 @@ absl::Status SlotMover::Switch(const SlotMap& map, const SlotSet& lost, const Sl
     MEMBANK_FAIL_POINT("slots.owned");
     if (!followed.ok()) {  // no room: what the next look does, from the checkpoint
       LOG_ERROR("slot map epoch {} cannot be followed: {}", map.epoch(), followed.ToString());
-      DropSlots(gained);
+      shard_->DropSlots(gained);
       shard_->ownership_.Adopt(*current);
       return followed;
     }
-    if (lost.any()) DropSlots(lost);
+    if (lost.any()) shard_->DropSlots(lost);
   }
   absl::MutexLock lock(&shard_->run_mu_);
   if (lost.any() && !fenced && shard_->run_active_) {
@@ -300,13 +300,6 @@ absl::Status SlotMover::Switch(const SlotMap& map, const SlotSet& lost, const Sl
   shard_->cuts_frozen_until_ = absl::InfinitePast();
   LOG_INFO("slot map epoch {}: {} slots, {} taken over, {} given up", map.epoch(), after.count(), gained.count(), lost.count());
   return absl::OkStatus();
-}
-
-void SlotMover::DropSlots(const SlotSet& lost) {
-  std::vector<BlockId> ids;
-  for (const BlockTable::Listed& block : shard_->table_->List())
-    if (lost[SlotOf(block.id)]) ids.push_back(block.id);
-  shard_->table_->Erase(ids);
 }
 
 // Class step: the log has the slots as they were at the fence, and no step came since.
@@ -345,15 +338,7 @@ absl::Status SlotMover::GoBackToLastCheckpoint(const SlotMap& map) {
   const std::optional<Cut> cut = shard_->checkpoints_->LastCommitted();
   LOG_WARN("slots are taken over without a finished copy: this server goes back to {}, as after a crash",
            cut.has_value() ? "checkpoint " + cut->id : "an untouched bank");
-  Shard::Head head;
-  if (cut.has_value()) {
-    ASSIGN_OR_RETURN(head, shard_->LoadCut(*cut, map));
-  }
-  ASSIGN_OR_RETURN(BlockTable::LiveStores stores, shard_->OpenHeadStores(cut, head.foreign));
-  RETURN_IF_ERROR(shard_->LogRestore(cut, map.SlotsOf(shard_->server_id())));
-  shard_->ownership_.Restrict(map.SlotsOf(shard_->server_id()));
-  shard_->InstallHead(std::move(head), std::move(stores));
-  return absl::OkStatus();
+  return shard_->GiveUpStepsSince(cut, map);
 }
 
 // --- New owner -----------------------------------------------------------------------------------------------------------------------------
@@ -455,10 +440,10 @@ absl::Status SlotMover::EndRound(const std::string& move_id, const SlotSet& slot
                      shard_->server_id());
   }
   if (last) {
-    absl::MutexLock lock(&shard_->run_mu_);
+    absl::MutexLock train(&shard_->train_mu_);  // no step comes between
     RETURN_IF_ERROR(CheckAtOneStep(source));
+    if (shard_->options_.durability == Durability::kStep) RETURN_IF_ERROR(LogTaken(move_id, source));
   }
-  if (last && shard_->options_.durability == Durability::kStep) RETURN_IF_ERROR(LogTaken(move_id, source));
   MEMBANK_FAIL_POINT("slots.taken");
   absl::MutexLock lock(&mu_);
   if (incoming_ == nullptr || incoming_->move_id != move_id) return Aborted("the move {} was given up", move_id);
@@ -470,11 +455,6 @@ absl::Status SlotMover::EndRound(const std::string& move_id, const SlotSet& slot
 
 // Class step: what came is on disk before the slot map can name this server. Of a fence that was lifted meanwhile nothing is kept.
 absl::Status SlotMover::LogTaken(const std::string& move_id, const SlotSourceState& source) {
-  absl::MutexLock train(&shard_->train_mu_);  // no step comes between
-  {
-    absl::MutexLock lock(&shard_->run_mu_);
-    RETURN_IF_ERROR(CheckAtOneStep(source));
-  }
   absl::MutexLock lock(&mu_);
   if (incoming_ == nullptr || incoming_->move_id != move_id) return Aborted("the move {} was given up", move_id);
   uint64_t bytes = 0;

@@ -91,15 +91,14 @@ class SlotMover {
   absl::StatusOr<uint64_t> SealBesideCuts(const std::string& move_id, uint64_t at_least, absl::Duration lease)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard_->cut_mu_);
   bool AtOneStep(const SlotSourceState& source) const ABSL_SHARED_LOCKS_REQUIRED(shard_->run_mu_);
-  absl::Status CheckAtOneStep(const SlotSourceState& source) const ABSL_SHARED_LOCKS_REQUIRED(shard_->run_mu_);
+  absl::Status CheckAtOneStep(const SlotSourceState& source) const ABSL_LOCKS_EXCLUDED(shard_->run_mu_);
   bool IsFenced() const ABSL_SHARED_LOCKS_REQUIRED(shard_->run_mu_);
   absl::Status Switch(const SlotMap& map, const SlotSet& lost, const SlotSet& gained)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard_->cut_mu_, shard_->train_mu_);
-  void DropSlots(const SlotSet& lost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard_->train_mu_);
   bool IsWaiting(const SlotSet& gained) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard_->train_mu_);
   absl::Status TakeSlotsFromLog(const SlotSet& gained) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard_->train_mu_);
   absl::Status TakeSlots(Incoming* incoming) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard_->train_mu_);
-  absl::Status LogTaken(const std::string& move_id, const SlotSourceState& source);
+  absl::Status LogTaken(const std::string& move_id, const SlotSourceState& source) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard_->train_mu_);
   absl::Status GoBackToLastCheckpoint(const SlotMap& map) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard_->train_mu_);
 
   Shard* const shard_;

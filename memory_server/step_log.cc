@@ -42,6 +42,23 @@ absl::Status TruncateDurably(const std::string& path, uint64_t bytes) {
 
 }  // namespace
 
+// What lies at the end of a log of slots that moved here: their images, and "taken", which ends them. A step makes it void, and so does the next
+// image, of another fence.
+struct StepLog::Moved {
+  absl::Status Add(const LogRecord& image) {
+    if (taken.has_value()) Clear();
+    ASSIGN_OR_RETURN(images.emplace_back(), DecodeLoggedImage(image));
+    return absl::OkStatus();
+  }
+  void Clear() {
+    taken.reset();
+    images.clear();
+  }
+
+  std::optional<SlotsTaken> taken;
+  std::vector<LoggedImage> images;  // borrowed from the mapped file
+};
+
 struct StepLog::Data {
   void Add(absl::Span<const uint8_t> part) {
     parts.push_back(part);
@@ -151,13 +168,11 @@ absl::Status StepLog::ReplaySegment(Segment* segment, Reading* reading, const Lo
     return DataLoss("step log {} at offset {}: {}; steps up to {} are whole. Moving the file away gives up the steps it holds", segment->path,
                     offset, what, head);
   };
-  std::optional<SlotsTaken> taken;
-  std::vector<LoggedImage> images;
+  Moved moved;
   const auto take = [&]() -> absl::Status {
-    RETURN_IF_ERROR(replay.take(*taken, images));
-    head = taken->marks.step;
-    taken.reset();
-    images.clear();
+    RETURN_IF_ERROR(replay.take(*moved.taken, moved.images));
+    head = moved.taken->marks.step;
+    moved.Clear();
     return absl::OkStatus();
   };
   size_t offset = 0, good = 0;
@@ -189,28 +204,23 @@ absl::Status StepLog::ReplaySegment(Segment* segment, Reading* reading, const Lo
       logged->parameters = parameters;
       RETURN_IF_ERROR(replay.apply(*std::move(logged)));
       gradients.reset();
-      taken.reset();  // of a move that was given up
-      images.clear();
+      moved.Clear();
       head = step;
       good = offset;
     } else if (kind == "image") {
-      if (taken.has_value()) images.clear();  // of a fence that was lifted
-      taken.reset();
-      absl::StatusOr<LoggedImage> image = DecodeLoggedImage(*record);
-      if (!image.ok()) return damaged(at, std::string(image.status().message()));
-      images.push_back(*image);
+      if (const absl::Status added = moved.Add(*record); !added.ok()) return damaged(at, std::string(added.message()));
     } else if (kind == "taken") {
       absl::StatusOr<SlotsTaken> decoded = DecodeTaken(*record);
       if (!decoded.ok()) return damaged(at, std::string(decoded.status().message()));
-      taken = *std::move(decoded);
-      if (taken->joins ? taken->marks.step < head : taken->marks.step != head)
-        return damaged(at, fmt::format("slots {} came at step {}, the log is at step {}", FormatSlots(taken->slots), taken->marks.step, head));
+      if (decoded->joins ? decoded->marks.step < head : decoded->marks.step != head)
+        return damaged(at, fmt::format("slots {} came at step {}, the log is at step {}", FormatSlots(decoded->slots), decoded->marks.step, head));
+      moved.taken = *std::move(decoded);
       good = offset;
     } else if (kind == "owned") {
       const absl::StatusOr<SlotSet> owned = DecodeOwned(*record);
       if (!owned.ok()) return damaged(at, std::string(owned.status().message()));
       const SlotSet gained = *owned & ~reading->owned;
-      if (gained.any() && (!taken.has_value() || (gained & ~taken->slots).any()))
+      if (gained.any() && (!moved.taken.has_value() || (gained & ~moved.taken->slots).any()))
         return damaged(at, fmt::format("slots {} without their blocks", FormatSlots(gained)));
       if (gained.any()) RETURN_IF_ERROR(take());
       reading->owned = *owned;
@@ -219,12 +229,12 @@ absl::Status StepLog::ReplaySegment(Segment* segment, Reading* reading, const Lo
       return damaged(at, fmt::format("a record of kind \"{}\"", kind));
     }
   }
-  if (reading->last_segment && taken.has_value() && (taken->slots & ~reading->slots).none()) {
-    reading->owned |= taken->slots;
+  if (reading->last_segment && moved.taken.has_value() && (moved.taken->slots & ~reading->slots).none()) {
+    reading->owned |= moved.taken->slots;
     reading->took_last = true;
     RETURN_IF_ERROR(take());
   }
-  waiting_ = std::move(taken);
+  waiting_ = std::move(moved.taken);
   if (good < bytes.size()) RETURN_IF_ERROR(TruncateDurably(segment->path, good));
   segment->bytes = good;
   return absl::OkStatus();
@@ -300,13 +310,14 @@ absl::Status StepLog::WriteApply(uint64_t step, const ApplyParameters& parameter
 }
 
 absl::Status StepLog::WriteImage(const BlockImage& image) {
-  const TrainState& state = *image.state;
-  const StateRecord beside{image.version, state.adam_steps, state.weights.span(), state.m.span(), state.v.span()};
-  const std::string weights_header = EncodeWeightsHeader({image.version, image.crc32c}), state_header = EncodeStateHeader(beside);
+  const ImageRecords records = RecordsOf(image);
   Data data;
-  for (const absl::Span<const uint8_t> part : {AsBytes(weights_header), image.payload->span()}) data.Add(part);
+  data.Add(AsBytes(records.weights_header));
+  data.Add(records.payload);
   const uint64_t weights_bytes = data.bytes;
-  for (const absl::Span<const uint8_t> part : {AsBytes(state_header), beside.weights, beside.m, beside.v}) data.Add(part);
+  data.Add(AsBytes(records.state_header));
+  for (const absl::Span<const uint8_t> array : records.state) data.Add(array);
+  waiting_.reset();
   return Append(ImageJson(image.id, weights_bytes, data.bytes - weights_bytes), data);
 }
 
@@ -326,20 +337,17 @@ absl::Status StepLog::WriteOwned(const SlotSet& slots) {
 absl::Status StepLog::ReadWaiting(const std::function<absl::Status(const SlotsTaken&, const std::vector<LoggedImage>&)>& take) const {
   const Segment& segment = segments_.back();
   ASSIGN_OR_RETURN(const std::shared_ptr<MappedFile> file, MappedFile::Open(segment.path));
-  std::vector<LoggedImage> images;
-  bool taken = false;
+  Moved moved;
   for (size_t offset = 0; offset < segment.bytes;) {
     const std::optional<LogRecord> record = DecodeLogRecord(file->bytes().subspan(offset));
     if (!record.has_value()) return DataLoss("step log {} at offset {}: a damaged record among the blocks of slots that moved", segment.path, offset);
     offset += record->bytes;
     const std::string kind = record->json.value("kind", "");
-    if (kind == "apply" || (kind == "image" && taken)) images.clear();  // of a move that was given up
-    if (kind == "apply" || kind == "image") taken = false;
-    if (kind == "taken") taken = true;
-    if (kind != "image") continue;
-    ASSIGN_OR_RETURN(images.emplace_back(), DecodeLoggedImage(*record));
+    if (kind == "apply") moved.Clear();
+    if (kind == "image") RETURN_IF_ERROR(moved.Add(*record));
+    if (kind == "taken") moved.taken = *waiting_;  // the last one is
   }
-  return take(*waiting_, images);
+  return take(*waiting_, moved.images);
 }
 
 absl::Status StepLog::Sync() {

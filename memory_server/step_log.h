@@ -111,6 +111,7 @@ class StepLog {
     uint64_t bytes = 0;
   };
   struct Data;                                     // of a record, borrowed
+  struct Moved;
   struct Reading {                                 // where a replay is
     uint64_t head = 0, last_step = 0;
     SlotSet slots;                                 // the server's by now

@@ -72,10 +72,11 @@ class RpcSlotTransfers final : public SlotTransfers {
     MemoryPeer from, to;
     std::vector<MemoryPeer> others;
     bool to_is_listed = false;     // else it joins, and has no steps to fence
+    bool durable_steps = false;    // of the old owner
     SlotTransferResult result;
   };
 
-  absl::Status CheckServers(const Stage& stage, const SlotTransfer& transfer) const;
+  absl::Status CheckServers(Stage* stage, const SlotTransfer& transfer) const;
   absl::Status Copy(Stage* stage, v1::SlotMoveAction action);
   absl::Status CatchUp(Stage* stage);
   absl::Status FenceAndSwitch(Stage* stage, const SlotMap& next);
@@ -109,9 +110,9 @@ absl::StatusOr<std::vector<uint64_t>> RpcSlotTransfers::SlotBytes() {
   return SlotBytesOf(spec);
 }
 
-absl::Status RpcSlotTransfers::CheckServers(const Stage& stage, const SlotTransfer& transfer) const {
-  ASSIGN_OR_RETURN(const v1::Manifest old_owner, ManifestOf(stage.from));
-  ASSIGN_OR_RETURN(const v1::Manifest new_owner, ManifestOf(stage.to));
+absl::Status RpcSlotTransfers::CheckServers(Stage* stage, const SlotTransfer& transfer) const {
+  ASSIGN_OR_RETURN(const v1::Manifest old_owner, ManifestOf(stage->from));
+  ASSIGN_OR_RETURN(const v1::Manifest new_owner, ManifestOf(stage->to));
   if (old_owner.wire_version() != kWireVersion || new_owner.wire_version() != kWireVersion)
     return FailedPrecondition("servers {} and {} speak wire versions {} and {}, this program {}; use the same release on all", transfer.from,
                               transfer.to.id, old_owner.wire_version(), new_owner.wire_version(), kWireVersion);
@@ -120,6 +121,7 @@ absl::Status RpcSlotTransfers::CheckServers(const Stage& stage, const SlotTransf
                               transfer.to.id, new_owner.spec_hash());
   if (new_owner.server_id() != transfer.to.id)
     return FailedPrecondition("the server at {} calls itself \"{}\", not \"{}\"", transfer.to.address, new_owner.server_id(), transfer.to.id);
+  stage->durable_steps = old_owner.durable_steps();
   return absl::OkStatus();
 }
 
@@ -163,8 +165,7 @@ absl::StatusOr<uint64_t> RpcSlotTransfers::Seal(const Stage& stage, uint64_t at_
 // Where steps are durable a run that comes back goes on from the last step that every server has. Behind the fence the new owner has nothing of
 // the slots: so all must have the step before it.
 absl::Status RpcSlotTransfers::AwaitOthers(const Stage& stage, uint64_t step) const {
-  ASSIGN_OR_RETURN(const v1::Manifest old_owner, ManifestOf(stage.from));
-  if (!old_owner.durable_steps()) return absl::OkStatus();
+  if (!stage.durable_steps) return absl::OkStatus();
   const absl::Time deadline = absl::Now() + kFenceTimeout;
   for (const MemoryPeer& peer : stage.others) {
     while (true) {
@@ -221,7 +222,7 @@ absl::StatusOr<SlotTransferResult> RpcSlotTransfers::Move(const SlotTransfer& tr
     if (server.id == transfer.from || server.id == transfer.to.id) continue;
     ASSIGN_OR_RETURN(stage.others.emplace_back(), Connect(server, options_.tls));
   }
-  RETURN_IF_ERROR(CheckServers(stage, transfer));
+  RETURN_IF_ERROR(CheckServers(&stage, transfer));
   stage.to_is_listed = map.ServerIndex(transfer.to.id).ok();
   stage.request.set_move_id(NewMoveId());
   stage.request.set_slots(FormatSlots(transfer.slots));
