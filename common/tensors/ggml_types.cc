@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/tensors/dtype.h"
+#include "common/tensors/k_quants.h"
 
 namespace membank {
 namespace {
@@ -20,6 +21,8 @@ float LoadHalf(const uint8_t* in) {
   std::memcpy(&bits, in, sizeof(bits));
   return F16ToFloat(bits);
 }
+
+int FifthBit(const uint8_t* bits, size_t element) { return ((bits[element / 8] >> (element % 8)) & 1) << 4; }
 
 // { half scale; int8 q[32] }
 void DequantizeQ8_0(const uint8_t* in, size_t blocks, float* out) {
@@ -55,21 +58,46 @@ void DequantizeQ4_1(const uint8_t* in, size_t blocks, float* out) {
   }
 }
 
+// { half scale; uint8 high bits[4]; uint8 q[16] }: Q4_0 with a fifth bit, bit i of the four bytes belongs to element i; 16 means zero.
+void DequantizeQ5_0(const uint8_t* in, size_t blocks, float* out) {
+  for (; blocks > 0; --blocks, in += 22, out += kBlock) {
+    const float scale = LoadHalf(in);
+    const uint8_t* q = in + 6;
+    for (size_t i = 0; i < kBlock / 2; ++i) {
+      out[i] = scale * static_cast<float>(((q[i] & 15) | FifthBit(in + 2, i)) - 16);
+      out[i + kBlock / 2] = scale * static_cast<float>(((q[i] >> 4) | FifthBit(in + 2, i + kBlock / 2)) - 16);
+    }
+  }
+}
+
+// { half scale; half minimum; uint8 high bits[4]; uint8 q[16] }
+void DequantizeQ5_1(const uint8_t* in, size_t blocks, float* out) {
+  for (; blocks > 0; --blocks, in += 24, out += kBlock) {
+    const float scale = LoadHalf(in);
+    const float minimum = LoadHalf(in + 2);
+    const uint8_t* q = in + 8;
+    for (size_t i = 0; i < kBlock / 2; ++i) {
+      out[i] = scale * static_cast<float>((q[i] & 15) | FifthBit(in + 4, i)) + minimum;
+      out[i + kBlock / 2] = scale * static_cast<float>((q[i] >> 4) | FifthBit(in + 4, i + kBlock / 2)) + minimum;
+    }
+  }
+}
+
 // The sizes of all types are known so that a file that also holds others can be validated and its readable tensors read.
 constexpr GgmlType kTypes[] = {
     {0, "F32", 1, 4, Convert<DType::kF32>},
     {1, "F16", 1, 2, Convert<DType::kF16>},
     {2, "Q4_0", 32, 18, DequantizeQ4_0},
     {3, "Q4_1", 32, 20, DequantizeQ4_1},
-    {6, "Q5_0", 32, 22, nullptr},
-    {7, "Q5_1", 32, 24, nullptr},
+    {6, "Q5_0", 32, 22, DequantizeQ5_0},
+    {7, "Q5_1", 32, 24, DequantizeQ5_1},
     {8, "Q8_0", 32, 34, DequantizeQ8_0},
     {9, "Q8_1", 32, 40, nullptr},
-    {10, "Q2_K", 256, 84, nullptr},
-    {11, "Q3_K", 256, 110, nullptr},
-    {12, "Q4_K", 256, 144, nullptr},
-    {13, "Q5_K", 256, 176, nullptr},
-    {14, "Q6_K", 256, 210, nullptr},
+    {10, "Q2_K", 256, 84, DequantizeQ2_K},
+    {11, "Q3_K", 256, 110, DequantizeQ3_K},
+    {12, "Q4_K", 256, 144, DequantizeQ4_K},
+    {13, "Q5_K", 256, 176, DequantizeQ5_K},
+    {14, "Q6_K", 256, 210, DequantizeQ6_K},
     {15, "Q8_K", 256, 292, nullptr},
     {16, "IQ2_XXS", 256, 66, nullptr},
     {17, "IQ2_XS", 256, 74, nullptr},

@@ -18,6 +18,6 @@ struct GgmlType {
 
 // Null for a number that ggml does not define.
 const GgmlType* FindGgmlType(uint32_t id);
-inline constexpr std::string_view kSupportedGgmlTypes = "F32, F16, BF16, Q8_0, Q4_0, Q4_1";
+inline constexpr std::string_view kSupportedGgmlTypes = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K";
 
 }  // namespace membank

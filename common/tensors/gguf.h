@@ -1,5 +1,5 @@
-// GGUF files (ggml-org/llama.cpp, versions 2 and 3): metadata and tensors F32, F16, BF16, Q8_0, Q4_0, Q4_1. Everything is validated
-// against the file's size before memory is allocated. Read-only after Open; any thread.
+// GGUF files (ggml-org/llama.cpp, versions 2 and 3): metadata, and tensors of the types in kSupportedGgmlTypes (ggml_types.h). Everything is
+// validated against the file's size before memory is allocated. Read-only after Open; any thread.
 #pragma once
 
 #include <cstdint>

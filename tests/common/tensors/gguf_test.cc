@@ -1,5 +1,6 @@
 #include "common/tensors/gguf.h"
 
+#include <bit>
 #include <numeric>
 
 #include "common/base/status_macros.h"
@@ -63,16 +64,37 @@ void ExpectError(const Builder& builder, absl::StatusCode code, const std::strin
 }
 
 TEST(Gguf, DequantizesEveryTypeAsTheReferenceDoes) {
-  const auto file = GgufFile::Open(SourcePath("tests/golden/gguf/tiny.gguf"));
+  for (const auto& [golden, count] : {std::pair("tests/golden/gguf/tiny", 6u), std::pair("tests/golden/gguf/quants", 7u)}) {
+    const auto file = GgufFile::Open(SourcePath(golden) + ".gguf");
+    ASSERT_TRUE(file.ok()) << file.status();
+    const auto expected = SafetensorsFile::Open(SourcePath(golden) + ".safetensors");
+    ASSERT_TRUE(expected.ok());
+    ASSERT_EQ((*expected)->tensors().size(), count);
+    for (const auto& [name, view] : (*expected)->tensors()) {
+      EXPECT_EQ((*file)->tensors().at(name).shape, view.shape) << name;
+      const auto floats = (*file)->Dequantize(name);
+      ASSERT_TRUE(floats.ok()) << floats.status();
+      EXPECT_EQ(*floats, *ToFloats(view)) << name;   // bit-equal but for the sign of zero
+    }
+  }
+}
+
+// Sums over whole tensors, printed by tests/golden/gguf/make_quants.py.
+TEST(Gguf, Gemma3DequantizesAsTheReferenceDoes) {
+  const std::string path = std::string(std::getenv("MEMBANK_CACHE")) + "/models/gemma-3-270m-q4_k_m.gguf";
+  if (!std::ifstream(path)) GTEST_SKIP() << path << " is not there; deploy/setup --models installs it";
+  const auto file = GgufFile::Open(path);
   ASSERT_TRUE(file.ok()) << file.status();
-  const auto expected = SafetensorsFile::Open(SourcePath("tests/golden/gguf/tiny.safetensors"));
-  ASSERT_TRUE(expected.ok());
-  ASSERT_EQ((*expected)->tensors().size(), 6u);
-  for (const auto& [name, view] : (*expected)->tensors()) {
-    EXPECT_EQ((*file)->tensors().at(name).shape, view.shape) << name;
+  for (const auto& [name, expected] : {std::pair("blk.17.post_ffw_norm.weight", 233061250588672u),
+                                       std::pair("blk.17.attn_v.weight", 9458564680178808192u),
+                                       std::pair("blk.17.ffn_up.weight", 8284918878932463616u),
+                                       std::pair("blk.17.attn_output.weight", 5583108590952258224u),
+                                       std::pair("blk.17.ffn_down.weight", 8561853074658162568u)}) {
     const auto floats = (*file)->Dequantize(name);
     ASSERT_TRUE(floats.ok()) << floats.status();
-    EXPECT_EQ(*floats, *ToFloats(view)) << name;   // bit-equal but for the sign of zero
+    uint64_t sum = 0;
+    for (size_t i = 0; i < floats->size(); ++i) sum += std::bit_cast<uint32_t>((*floats)[i]) * (i + 1);
+    EXPECT_EQ(sum, expected) << name;
   }
 }
 
@@ -100,9 +122,9 @@ TEST(Gguf, MetadataOfEveryKind) {
   EXPECT_EQ(file.GetInt("test.string").status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(file.GetInts("test.strings").status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(file.Dequantize("absent").status().code(), absl::StatusCode::kNotFound);
-  const absl::Status unsupported = file.Dequantize("q5_1").status();
+  const absl::Status unsupported = file.Dequantize("iq4_nl").status();
   EXPECT_EQ(unsupported.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_NE(std::string(unsupported.message()).find("is Q5_1; supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1"), std::string::npos);
+  EXPECT_NE(std::string(unsupported.message()).find("is IQ4_NL; supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K"), std::string::npos);
 }
 
 TEST(Gguf, MalformedFilesNameTheProblem) {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes tiny.gguf (every tensor type membank reads, one it does not, every kind of metadata) with gguf-py, and tiny.safetensors, the same
+"""Writes tiny.gguf (the plain tensor types and the first quantised ones, a type that membank does not read, every kind of metadata) with gguf-py, and tiny.safetensors, the same
 tensors as gguf-py dequantises them, with the safetensors library. Needs: pip install gguf safetensors numpy."""
 import os
 
@@ -37,8 +37,8 @@ for name, kind, shape in [("f32", types.F32, (3, 5)), ("f16", types.F16, (2, 3, 
     data = gguf.quants.quantize(values, kind)
     writer.add_tensor(name, data, raw_shape=data.shape, raw_dtype=kind)
     expected[name] = gguf.quants.dequantize(data, kind).astype(np.float32).reshape(shape)
-data = gguf.quants.quantize(rng.standard_normal((2, 32)).astype(np.float32), types.Q5_1)
-writer.add_tensor("q5_1", data, raw_shape=data.shape, raw_dtype=types.Q5_1)
+data = rng.integers(0, 256, (2, 18), dtype=np.uint8)
+writer.add_tensor("iq4_nl", data, raw_shape=data.shape, raw_dtype=types.IQ4_NL)
 writer.write_header_to_file()
 writer.write_kv_data_to_file()
 writer.write_tensors_to_file()
