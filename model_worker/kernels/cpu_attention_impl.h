@@ -54,12 +54,17 @@ inline void StoreRow(T* to, const float* from, int64_t d, float scale) {
 
 inline int64_t Least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// The first key that the query at `position` sees.
+inline int64_t FirstKey(const AttentionShape& shape, int64_t position) {
+  return shape.window > 0 && position >= shape.window ? position - shape.window + 1 : 0;
+}
+
 // One tile of queries of one group of heads against all keys it may see.
 template <typename T>
 inline void AttendTile(const AttentionShape& shape, const AttentionSegment& s, int64_t kv_head, int64_t first) {
   const int64_t d = shape.head_dim, width = Padded(d), group = shape.heads / shape.kv_heads;
   const int64_t rows = Least(kTile, s.queries - first), offset = s.keys - s.queries;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(d));
+  const float scale = shape.scale;
   Scratch scratch(group * kTile * (2 * width + 2) + kTile * 3 * width + kTile * kTile);
   float* q = scratch.Take(group * kTile * width);
   float* out = scratch.Take(group * kTile * width);
@@ -79,7 +84,7 @@ inline void AttendTile(const AttentionShape& shape, const AttentionSegment& s, i
     total[i] = 0;
   }
   const int64_t visible = offset + first + rows;   // keys that the tile's last row sees
-  for (int64_t key = 0; key < visible; key += kTile) {
+  for (int64_t key = FirstKey(shape, offset + first) / kTile * kTile; key < visible; key += kTile) {
     const int64_t keys = Least(kTile, visible - key);
     LoadRows(static_cast<const T*>(s.k) + kv_head * s.kv_head_stride + key * s.k_stride, s.k_stride, keys, kTile, d, k, width);
     Transpose(k, kTile, width, width, k_t, kTile);
@@ -90,14 +95,15 @@ inline void AttendTile(const AttentionShape& shape, const AttentionSegment& s, i
       for (int64_t r = 0; r < rows; ++r) {
         float* row = p + r * kTile;
         const int64_t seen = Least(kTile, offset + first + r - key + 1);   // keys of this tile up to the row's own position
+        const int64_t from = FirstKey(shape, offset + first + r) - key;    // and from here
         float& top = largest[h * kTile + r];
         float highest = top;
-        for (int64_t i = 0; i < seen; ++i) highest = row[i] * scale > highest ? row[i] * scale : highest;
+        for (int64_t i = from > 0 ? from : 0; i < seen; ++i) highest = row[i] * scale > highest ? row[i] * scale : highest;
         const float shrink = Exp(top - highest);
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = 0; i < kTile; ++i) {
-          const float e = i < seen ? Exp(row[i] * scale - highest) : 0.0f;
+          const float e = i < seen && i >= from ? Exp(row[i] * scale - highest) : 0.0f;
           row[i] = e;
           sum += e;
         }
@@ -125,7 +131,7 @@ inline void AttendTile(const AttentionShape& shape, const AttentionSegment& s, i
 template <typename T>
 inline void AttendFew(const AttentionShape& shape, const AttentionSegment& s, int64_t kv_head) {
   const int64_t d = shape.head_dim, group = shape.heads / shape.kv_heads;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(d));
+  const float scale = shape.scale;
   const T* k = static_cast<const T*>(s.k) + kv_head * s.kv_head_stride;
   const T* v = static_cast<const T*>(s.v) + kv_head * s.kv_head_stride;
   Scratch scratch(s.keys + 2 * d);
@@ -133,13 +139,13 @@ inline void AttendFew(const AttentionShape& shape, const AttentionSegment& s, in
   float* q = scratch.Take(d);
   float* out = scratch.Take(d);
   for (int64_t row = 0; row < s.queries; ++row) {
-    const int64_t keys = s.keys - s.queries + row + 1;
+    const int64_t keys = s.keys - s.queries + row + 1, from = FirstKey(shape, keys - 1);
     for (int64_t h = 0; h < group; ++h) {
       const int64_t head = kv_head * group + h;
       const T* query = static_cast<const T*>(s.q) + row * s.q_stride + head * d;
       for (int64_t i = 0; i < d; ++i) q[i] = Load(query, i) * scale;
       float highest = -1e30f;
-      for (int64_t key = 0; key < keys; ++key) {
+      for (int64_t key = from; key < keys; ++key) {
         float dot = 0;
 #pragma omp simd reduction(+ : dot)
         for (int64_t i = 0; i < d; ++i) dot += q[i] * Load(k + key * s.k_stride, i);
@@ -148,12 +154,12 @@ inline void AttendFew(const AttentionShape& shape, const AttentionSegment& s, in
       }
       float sum = 0;
 #pragma omp simd reduction(+ : sum)
-      for (int64_t key = 0; key < keys; ++key) {
+      for (int64_t key = from; key < keys; ++key) {
         p[key] = Exp(p[key] - highest);
         sum += p[key];
       }
       for (int64_t i = 0; i < d; ++i) out[i] = 0;
-      for (int64_t key = 0; key < keys; ++key) {
+      for (int64_t key = from; key < keys; ++key) {
 #pragma omp simd
         for (int64_t i = 0; i < d; ++i) out[i] += p[key] * Load(v + key * s.k_stride, i);
       }
@@ -200,7 +206,7 @@ template <typename T>
 inline void AttendBackward(const AttentionShape& shape, const AttentionSegment& s, int64_t kv_head) {
   const int64_t d = shape.head_dim, width = Padded(d), group = shape.heads / shape.kv_heads, offset = s.keys - s.queries;
   const int64_t padded = (s.queries + kTile - 1) / kTile * kTile;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(d));
+  const float scale = shape.scale;
   Scratch scratch(group * padded * (3 * width + 1) + kTile * 6 * width + 4 * kTile * kTile);
   float* q = scratch.Take(group * padded * width);
   float* d_out = scratch.Take(group * padded * width);
@@ -239,18 +245,19 @@ inline void AttendBackward(const AttentionShape& shape, const AttentionSegment& 
     std::memset(dk, 0, static_cast<size_t>(kTile * width) * 4);
     std::memset(dv, 0, static_cast<size_t>(kTile * width) * 4);
     const int64_t first_seen = key - offset > 0 ? (key - offset) / kTile * kTile : 0;   // earlier queries do not see this tile
+    const int64_t end_seen = shape.window > 0 ? Least(s.queries, key + keys - 1 + shape.window - offset) : s.queries;   // nor later ones
     for (int64_t h = 0; h < group; ++h) {
       const float* log_sum = s.log_sum + (kv_head * group + h) * s.queries;
-      for (int64_t first = first_seen; first < s.queries; first += kTile) {
+      for (int64_t first = first_seen; first < end_seen; first += kTile) {
         const int64_t rows = Least(kTile, s.queries - first), at = h * padded + first;
         MatMul<false>(rows, kTile, d, q + at * width, width, k_t, kTile, p, kTile);
         MatMul<false>(rows, kTile, d, d_out + at * width, width, v_t, kTile, ds, kTile);
         for (int64_t r = 0; r < rows; ++r) {
-          const int64_t seen = Least(keys, offset + first + r - key + 1);
+          const int64_t seen = Least(keys, offset + first + r - key + 1), from = FirstKey(shape, offset + first + r) - key;
           const float log_total = log_sum[first + r], mean = delta[at + r];
 #pragma omp simd
           for (int64_t i = 0; i < kTile; ++i) {
-            const float probability = i < seen ? Exp(p[r * kTile + i] * scale - log_total) : 0.0f;
+            const float probability = i < seen && i >= from ? Exp(p[r * kTile + i] * scale - log_total) : 0.0f;
             p[r * kTile + i] = probability;
             ds[r * kTile + i] = probability * (ds[r * kTile + i] - mean) * scale;
           }

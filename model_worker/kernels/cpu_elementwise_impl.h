@@ -1,4 +1,4 @@
-// Norm, rotation, SwiGLU, cross-entropy: one pass over memory each.
+// Norms, rotation, activations, cross-entropy: one pass over memory each.
 #pragma once
 
 #include <cstdlib>
@@ -8,9 +8,12 @@ namespace membank::MEMBANK_ISA {
 namespace {
 
 template <typename T>
-void RmsNorm(int64_t rows, int64_t d, const void* x_, const void* addend_, void* sum_, const void* weight_, float epsilon, void* y_,
-             float* inv_rms) {
+void Norm(const NormShape& shape, const void* x_, const void* addend_, void* sum_, const void* weight_, const void* bias_, void* y_,
+          float* means, float* inv_rms) {
+  const int64_t rows = shape.rows, d = shape.d;
   const T* weight = static_cast<const T*>(weight_);
+  const T* bias = static_cast<const T*>(bias_);
+  const float offset = shape.offset;
 #pragma omp parallel for schedule(static) if (rows * d > 16384)
   for (int64_t row = 0; row < rows; ++row) {
     const T* x = static_cast<const T*>(x_) + row * d;
@@ -22,39 +25,61 @@ void RmsNorm(int64_t rows, int64_t d, const void* x_, const void* addend_, void*
       for (int64_t i = 0; i < d; ++i) Store(sum, i, Load(x, i) + Load(addend, i));
       x = sum;
     }
+    float mean = 0;
+    if (shape.center) {
+#pragma omp simd reduction(+ : mean)
+      for (int64_t i = 0; i < d; ++i) mean += Load(x, i);
+      mean /= static_cast<float>(d);
+      means[row] = mean;
+    }
     float squares = 0;
 #pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < d; ++i) squares += Load(x, i) * Load(x, i);
-    const float scale = 1.0f / std::sqrt(squares / static_cast<float>(d) + epsilon);
+    for (int64_t i = 0; i < d; ++i) squares += (Load(x, i) - mean) * (Load(x, i) - mean);
+    const float scale = 1.0f / std::sqrt(squares / static_cast<float>(d) + shape.epsilon);
     inv_rms[row] = scale;
+    if (bias != nullptr) {
 #pragma omp simd
-    for (int64_t i = 0; i < d; ++i) Store(y, i, Load(x, i) * scale * Load(weight, i));
+      for (int64_t i = 0; i < d; ++i) Store(y, i, (Load(x, i) - mean) * scale * (Load(weight, i) + offset) + Load(bias, i));
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < d; ++i) Store(y, i, (Load(x, i) - mean) * scale * (Load(weight, i) + offset));
+    }
   }
 }
 
+// With g = dy * (offset + weight) and x^ = (x - mean) * scale: dx = scale * (g - x^ mean(g x^) - mean(g)), the last only of a centered norm.
 template <typename T>
-void RmsNormBackward(int64_t rows, int64_t d, const void* dy_, const void* x_, const void* weight_, const float* inv_rms,
-                     const void* residual_, void* dx_, float* d_weight) {
+void NormBackward(const NormShape& shape, const void* dy_, const void* x_, const void* weight_, const float* means, const float* inv_rms,
+                  const void* residual_, void* dx_, float* d_weight, float* d_bias) {
+  const int64_t rows = shape.rows, d = shape.d;
   const T* weight = static_cast<const T*>(weight_);
+  const float offset = shape.offset;
 #pragma omp parallel for schedule(static) if (rows * d > 16384)
   for (int64_t row = 0; row < rows; ++row) {
     const T* dy = static_cast<const T*>(dy_) + row * d;
     const T* x = static_cast<const T*>(x_) + row * d;
     T* dx = static_cast<T*>(dx_) + row * d;
-    float dot = 0;
+    const float center = shape.center ? means[row] : 0.0f;
+    float dot = 0, total = 0;
 #pragma omp simd reduction(+ : dot)
-    for (int64_t i = 0; i < d; ++i) dot += Load(dy, i) * Load(weight, i) * Load(x, i);
+    for (int64_t i = 0; i < d; ++i) dot += Load(dy, i) * (Load(weight, i) + offset) * (Load(x, i) - center);
+    if (shape.center) {
+#pragma omp simd reduction(+ : total)
+      for (int64_t i = 0; i < d; ++i) total += Load(dy, i) * (Load(weight, i) + offset);
+    }
     const float scale = inv_rms[row];
-    const float mean = dot * scale * scale / static_cast<float>(d);
+    const float along = dot * scale * scale / static_cast<float>(d), mean = total / static_cast<float>(d);
     if (residual_ != nullptr) {
       const T* residual = static_cast<const T*>(residual_) + row * d;
 #pragma omp simd
       for (int64_t i = 0; i < d; ++i) {
-        Store(dx, i, Load(residual, i) + scale * (Load(dy, i) * Load(weight, i) - Load(x, i) * mean));
+        Store(dx, i, Load(residual, i) + scale * (Load(dy, i) * (Load(weight, i) + offset) - (Load(x, i) - center) * along - mean));
       }
     } else {
 #pragma omp simd
-      for (int64_t i = 0; i < d; ++i) Store(dx, i, scale * (Load(dy, i) * Load(weight, i) - Load(x, i) * mean));
+      for (int64_t i = 0; i < d; ++i) {
+        Store(dx, i, scale * (Load(dy, i) * (Load(weight, i) + offset) - (Load(x, i) - center) * along - mean));
+      }
     }
   }
   if (d_weight == nullptr) return;
@@ -66,17 +91,20 @@ void RmsNormBackward(int64_t rows, int64_t d, const void* dy_, const void* x_, c
     for (int64_t row = 0; row < rows; ++row) {
       const T* dy = static_cast<const T*>(dy_) + row * d;
       const T* x = static_cast<const T*>(x_) + row * d;
-      const float scale = inv_rms[row];
+      const float scale = inv_rms[row], center = shape.center ? means[row] : 0.0f;
 #pragma omp simd
-      for (int64_t i = first; i < last; ++i) d_weight[i] += Load(dy, i) * Load(x, i) * scale;
+      for (int64_t i = first; i < last; ++i) d_weight[i] += Load(dy, i) * (Load(x, i) - center) * scale;
+      if (d_bias == nullptr) continue;
+#pragma omp simd
+      for (int64_t i = first; i < last; ++i) d_bias[i] += Load(dy, i);
     }
   }
 }
 
 template <typename T>
-void Rope(int64_t rows, int64_t heads, int64_t head_dim, int64_t stride, void* x_, const int64_t* positions, const float* cos_table,
-          const float* sin_table, bool inverse) {
-  const int64_t half = head_dim / 2;
+void Rope(int64_t rows, int64_t heads, int64_t head_dim, int64_t turned, int64_t stride, void* x_, const int64_t* positions,
+          const float* cos_table, const float* sin_table, bool inverse) {
+  const int64_t half = turned / 2;
   const float sign = inverse ? -1.0f : 1.0f;
 #pragma omp parallel for schedule(static) if (rows * heads * head_dim > 16384)
   for (int64_t row = 0; row < rows; ++row) {
@@ -95,43 +123,82 @@ void Rope(int64_t rows, int64_t heads, int64_t head_dim, int64_t stride, void* x
   }
 }
 
-template <typename T>
-void SwiGlu(int64_t rows, int64_t inner, const void* gate_up_, void* h_) {
+// The value and the slope of an activation at x.
+struct ActivationPoint {
+  float value, slope;
+};
+template <Activation kActivation>
+inline ActivationPoint At(float x) {
+  if constexpr (kActivation == Activation::kSilu) {
+    const float s = Sigmoid(x);
+    return {x * s, s * (1.0f + x * (1.0f - s))};
+  } else if constexpr (kActivation == Activation::kGeluTanh) {   // (1 + tanh u) / 2 = sigmoid(2 u)
+    constexpr float kTwice = 1.59576912160573f, kCube = 0.044715f;   // 2 sqrt(2 / pi)
+    const float s = Sigmoid(kTwice * (x + kCube * x * x * x));
+    return {x * s, s * (1.0f + x * (1.0f - s) * kTwice * (1.0f + 3.0f * kCube * x * x))};
+  } else {
+    const float below = NormalBelow(x);
+    return {x * below, below + x * 0.398942280401433f * Exp(-0.5f * x * x)};
+  }
+}
+
+template <typename T, Activation kActivation>
+inline void ActivateRow(bool gated, int64_t inner, const T* in, T* h) {
+  if (gated) {
+#pragma omp simd
+    for (int64_t i = 0; i < inner; ++i) Store(h, i, At<kActivation>(Load(in, i)).value * Load(in + inner, i));
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < inner; ++i) Store(h, i, At<kActivation>(Load(in, i)).value);
+  }
+}
+
+template <typename T, Activation kActivation>
+void ActivateRows(bool gated, int64_t rows, int64_t inner, const void* in_, void* h_) {
 #pragma omp parallel for schedule(static) if (rows * inner > 8192)
   for (int64_t row = 0; row < rows; ++row) {
-    const T* gate = static_cast<const T*>(gate_up_) + row * 2 * inner;
-    const T* up = gate + inner;
-    T* h = static_cast<T*>(h_) + row * inner;
+    ActivateRow<T, kActivation>(gated, inner, static_cast<const T*>(in_) + row * (gated ? 2 : 1) * inner, static_cast<T*>(h_) + row * inner);
+  }
+}
+
+template <typename T, Activation kActivation>
+void ActivateRowsBackward(bool gated, int64_t rows, int64_t inner, const void* in_, const void* dh_, void* d_in_, void* h_) {
+#pragma omp parallel for schedule(static) if (rows * inner > 8192)
+  for (int64_t row = 0; row < rows; ++row) {
+    const T* in = static_cast<const T*>(in_) + row * (gated ? 2 : 1) * inner;
+    const T* dh = static_cast<const T*>(dh_) + row * inner;
+    T* d_in = static_cast<T*>(d_in_) + row * (gated ? 2 : 1) * inner;
+    if (gated) {
 #pragma omp simd
-    for (int64_t i = 0; i < inner; ++i) {
-      const float g = Load(gate, i);
-      Store(h, i, g * Sigmoid(g) * Load(up, i));
+      for (int64_t i = 0; i < inner; ++i) {
+        const ActivationPoint at = At<kActivation>(Load(in, i));
+        const float up = Load(in + inner, i), dy = Load(dh, i);
+        Store(d_in, i, dy * up * at.slope);
+        Store(d_in + inner, i, dy * at.value);
+      }
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < inner; ++i) Store(d_in, i, Load(dh, i) * At<kActivation>(Load(in, i)).slope);
     }
+    if (h_ != nullptr) ActivateRow<T, kActivation>(gated, inner, in, static_cast<T*>(h_) + row * inner);
   }
 }
 
 template <typename T>
-void SwiGluBackward(int64_t rows, int64_t inner, const void* gate_up_, const void* dh_, void* d_gate_up_, void* h_) {
-#pragma omp parallel for schedule(static) if (rows * inner > 8192)
-  for (int64_t row = 0; row < rows; ++row) {
-    const T* gate = static_cast<const T*>(gate_up_) + row * 2 * inner;
-    const T* up = gate + inner;
-    const T* dh = static_cast<const T*>(dh_) + row * inner;
-    T* d_gate = static_cast<T*>(d_gate_up_) + row * 2 * inner;
-    T* d_up = d_gate + inner;
-#pragma omp simd
-    for (int64_t i = 0; i < inner; ++i) {
-      const float g = Load(gate, i), u = Load(up, i), dy = Load(dh, i), s = Sigmoid(g);
-      Store(d_gate, i, dy * u * s * (1.0f + g * (1.0f - s)));
-      Store(d_up, i, dy * g * s);
-    }
-    if (h_ == nullptr) continue;
-    T* h = static_cast<T*>(h_) + row * inner;
-#pragma omp simd
-    for (int64_t i = 0; i < inner; ++i) {
-      const float g = Load(gate, i);
-      Store(h, i, g * Sigmoid(g) * Load(up, i));
-    }
+void Activate(Activation activation, bool gated, int64_t rows, int64_t inner, const void* in, void* h) {
+  switch (activation) {
+    case Activation::kSilu: return ActivateRows<T, Activation::kSilu>(gated, rows, inner, in, h);
+    case Activation::kGelu: return ActivateRows<T, Activation::kGelu>(gated, rows, inner, in, h);
+    case Activation::kGeluTanh: return ActivateRows<T, Activation::kGeluTanh>(gated, rows, inner, in, h);
+  }
+}
+
+template <typename T>
+void ActivateBackward(Activation activation, bool gated, int64_t rows, int64_t inner, const void* in, const void* dh, void* d_in, void* h) {
+  switch (activation) {
+    case Activation::kSilu: return ActivateRowsBackward<T, Activation::kSilu>(gated, rows, inner, in, dh, d_in, h);
+    case Activation::kGelu: return ActivateRowsBackward<T, Activation::kGelu>(gated, rows, inner, in, dh, d_in, h);
+    case Activation::kGeluTanh: return ActivateRowsBackward<T, Activation::kGeluTanh>(gated, rows, inner, in, dh, d_in, h);
   }
 }
 

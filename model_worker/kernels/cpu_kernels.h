@@ -26,9 +26,20 @@ struct AttentionSegment {
 
 struct AttentionShape {
   int64_t heads = 0, kv_heads = 0, head_dim = 0;
+  float scale = 0;                   // of the scores
+  int64_t window = 0;                // a query sees the last `window` keys, its own among them; 0 = all
 };
 
-// A few rows that share a block's layer slice: out[row] += W3t^T (silu(W1 x[row]) * (W2 x[row])).
+// y = (x - mean) * inv_rms * (offset + weight) + bias over rows of d; the mean is 0 unless `center` (LayerNorm).
+struct NormShape {
+  int64_t rows = 0, d = 0;
+  float epsilon = 0, offset = 0;
+  bool center = false;
+};
+
+enum class Activation : uint8_t { kSilu = 0, kGelu = 1, kGeluTanh = 2 };   // kGelu: with erf
+
+// A few rows that share a block's layer slice: out[row] += W3t^T (act(W1 x[row]) * (W2 x[row])).
 struct MemoryRows {
   const void* gate_up = nullptr;     // [2r, d]
   const void* down = nullptr;        // [r, d]
@@ -58,24 +69,26 @@ struct Product {
 struct CpuKernels {
   const char* name;
 
-  // sum = x + addend (addend null: sum is not written and x is used); y = sum * inv_rms * weight. x, addend, sum, y [rows, d].
-  void (*rms_norm)(int64_t rows, int64_t d, const void* x, const void* addend, void* sum, const void* weight, float epsilon, void* y,
-                   float* inv_rms);
-  // dx = gradient of y through the norm + residual (null: none). d_weight [d] fp32 is added to when not null.
-  void (*rms_norm_backward)(int64_t rows, int64_t d, const void* dy, const void* x, const void* weight, const float* inv_rms,
-                            const void* residual, void* dx, float* d_weight);
-  // Rotates the first `heads` heads of each row in place. cos, sin [positions, dh/2] fp32; inverse turns back (the gradient).
-  void (*rope)(int64_t rows, int64_t heads, int64_t head_dim, int64_t stride, void* x, const int64_t* positions, const float* cos,
-               const float* sin, bool inverse);
-  // gate_up [rows, 2 * inner], h [rows, inner] = silu(gate) * up.
-  void (*swiglu)(int64_t rows, int64_t inner, const void* gate_up, void* h);
-  // d_gate_up from dh; h (not null) is computed again.
-  void (*swiglu_backward)(int64_t rows, int64_t inner, const void* gate_up, const void* dh, void* d_gate_up, void* h);
+  // sum = x + addend (addend null: sum is not written and x is used); y = norm(sum). x, addend, sum, y [rows, d]; bias [d] may be null;
+  // mean [rows] is written when the norm centers.
+  void (*norm)(const NormShape& shape, const void* x, const void* addend, void* sum, const void* weight, const void* bias, void* y,
+               float* mean, float* inv_rms);
+  // dx = gradient of y through the norm + residual (null: none). d_weight, d_bias [d] fp32 are added to when not null.
+  void (*norm_backward)(const NormShape& shape, const void* dy, const void* x, const void* weight, const float* mean, const float* inv_rms,
+                        const void* residual, void* dx, float* d_weight, float* d_bias);
+  // Rotates the first `turned` elements of the first `heads` heads of each row in place. cos, sin [positions, turned/2] fp32; inverse turns
+  // back (the gradient).
+  void (*rope)(int64_t rows, int64_t heads, int64_t head_dim, int64_t turned, int64_t stride, void* x, const int64_t* positions,
+               const float* cos, const float* sin, bool inverse);
+  // in [rows, 2 * inner] (gate | up) when gated, else [rows, inner]; h [rows, inner] = act(gate) * up, or act(in).
+  void (*activate)(Activation activation, bool gated, int64_t rows, int64_t inner, const void* in, void* h);
+  // d_in from dh; h (not null) is computed again.
+  void (*activate_backward)(Activation activation, bool gated, int64_t rows, int64_t inner, const void* in, const void* dh, void* d_in, void* h);
   void (*attention)(const AttentionShape& shape, const std::vector<AttentionSegment>& segments);
   void (*attention_backward)(const AttentionShape& shape, const std::vector<AttentionSegment>& segments);
   // y [rows, out] = x [rows, in] w^T, w [out, in]; for few rows (memory-bound).
   void (*linear)(int64_t rows, int64_t out, int64_t in, const void* x, const void* w, void* y);
-  void (*memory_ffn)(int64_t width, int64_t d, const void* x, void* out, const std::vector<MemoryRows>& groups);
+  void (*memory_ffn)(Activation activation, int64_t width, int64_t d, const void* x, void* out, const std::vector<MemoryRows>& groups);
   // logits [rows, V] become scale * (softmax - one_hot(target)) when `gradient`; losses[row] = -log p(target), 0 where target is -100.
   void (*cross_entropy)(int64_t rows, int64_t vocabulary, int64_t stride, void* logits, const int64_t* targets, float scale, bool gradient,
                         float* losses);

@@ -17,7 +17,7 @@ namespace {
 
 template <typename T>
 constexpr CpuKernels MakeTable() {
-  return {MEMBANK_STRING_(MEMBANK_ISA), RmsNorm<T>, RmsNormBackward<T>, Rope<T>, SwiGlu<T>, SwiGluBackward<T>, Attention<T>,
+  return {MEMBANK_STRING_(MEMBANK_ISA), Norm<T>, NormBackward<T>, Rope<T>, Activate<T>, ActivateBackward<T>, Attention<T>,
           AttentionBackward<T>, LinearFewRows<T>, MemoryFfnRows<T>, CrossEntropy<T>, Accumulate<T>, MatrixProduct<T>, Pack<T>, PackedBytes<T>};
 }
 

@@ -112,8 +112,8 @@ void LinearFewRows(int64_t rows, int64_t out, int64_t in, const void* x_, const 
 }
 
 // Two phases with a barrier between: units of the hidden layer, then columns of the output, so that one row still uses every thread.
-template <typename T>
-void MemoryFfnRows(int64_t width, int64_t d, const void* x_, void* out_, const std::vector<MemoryRows>& groups) {
+template <typename T, Activation kActivation>
+void MemoryFfnRowsOf(int64_t width, int64_t d, const void* x_, void* out_, const std::vector<MemoryRows>& groups) {
   constexpr int64_t kUnits = 16, kColumns = 64;
   const MemoryRows* group = groups.data();
   const int64_t count = static_cast<int64_t>(groups.size());
@@ -143,7 +143,7 @@ void MemoryFfnRows(int64_t width, int64_t d, const void* x_, void* out_, const s
           float a[1][1], b[1][1];
           Dots<T, 1, 1>(d, gate + unit * d, x, a);
           Dots<T, 1, 1>(d, up + unit * d, x, b);
-          h[unit] = a[0][0] * Sigmoid(a[0][0]) * b[0][0];
+          h[unit] = At<kActivation>(a[0][0]).value * b[0][0];
         }
       }
     }
@@ -167,6 +167,15 @@ void MemoryFfnRows(int64_t width, int64_t d, const void* x_, void* out_, const s
   }
   std::free(offset);
   std::free(hidden);
+}
+
+template <typename T>
+void MemoryFfnRows(Activation activation, int64_t width, int64_t d, const void* x, void* out, const std::vector<MemoryRows>& groups) {
+  switch (activation) {
+    case Activation::kSilu: return MemoryFfnRowsOf<T, Activation::kSilu>(width, d, x, out, groups);
+    case Activation::kGelu: return MemoryFfnRowsOf<T, Activation::kGelu>(width, d, x, out, groups);
+    case Activation::kGeluTanh: return MemoryFfnRowsOf<T, Activation::kGeluTanh>(width, d, x, out, groups);
+  }
 }
 
 }  // namespace

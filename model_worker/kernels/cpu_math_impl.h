@@ -39,6 +39,19 @@ inline float Exp(float x) {
 
 inline float Sigmoid(float x) { return 1.0f / (1.0f + Exp(-x)); }
 
+// The standard normal distribution function, (1 + erf(x / sqrt 2)) / 2: Abramowitz and Stegun 7.1.26, absolute error below 1e-7.
+inline float NormalBelow(float x) {
+  const float z = (x < 0 ? -x : x) * 0.707106781186548f;
+  const float t = 1.0f / (1.0f + 0.3275911f * z);
+  float p = 1.061405429f;
+  p = p * t - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  const float above = 0.5f * p * t * Exp(-z * z);
+  return x < 0 ? above : 1.0f - above;
+}
+
 #ifdef __AVX512F__
 constexpr int kLanes = 16, kTileRows = 8;
 #else

@@ -45,12 +45,12 @@ bool FewRows(const torch::Tensor& x, const std::vector<MemoryFfnGroup>& groups) 
   return true;
 }
 
-void ForwardFewRows(const torch::Tensor& x, const std::vector<MemoryFfnGroup>& groups, torch::Tensor& out) {
+void ForwardFewRows(Activation activation, const torch::Tensor& x, const std::vector<MemoryFfnGroup>& groups, torch::Tensor& out) {
   std::vector<MemoryRows> raw;
   for (const MemoryFfnGroup& group : groups) {
     for (const auto& [begin, end] : *group.rows) raw.push_back({group.gate_up.data_ptr(), group.down.data_ptr(), begin, end});
   }
-  KernelsFor(x).memory_ffn(groups[0].down.size(0), x.size(1), x.data_ptr(), out.data_ptr(), raw);
+  KernelsFor(x).memory_ffn(activation, groups[0].down.size(0), x.size(1), x.data_ptr(), out.data_ptr(), raw);
 }
 
 }  // namespace
@@ -72,35 +72,35 @@ MemoryFfnGroup MemoryFfnSlice(const torch::Tensor& block, const torch::Tensor& g
   return group;
 }
 
-void MemoryFfnForward(const torch::Tensor& x, const std::vector<MemoryFfnGroup>& groups, torch::Tensor& out,
+void MemoryFfnForward(Activation activation, const torch::Tensor& x, const std::vector<MemoryFfnGroup>& groups, torch::Tensor& out,
                       std::vector<torch::Tensor>* saved) {
   if (groups.empty()) return;
-  if (saved == nullptr && FewRows(x, groups)) return ForwardFewRows(x, groups, out);
+  if (saved == nullptr && FewRows(x, groups)) return ForwardFewRows(activation, x, groups, out);
   for (const MemoryFfnGroup& group : groups) {
     if (group.rows->empty()) {
       if (saved != nullptr) saved->emplace_back();
       continue;
     }
     const torch::Tensor gate_up = MatMul(Gather(x, *group.rows), group.gate_up.t());  // [n, 2r]
-    AddProduct(out, *group.rows, SwiGlu(gate_up), group.down);
+    AddProduct(out, *group.rows, Activate({activation, true}, gate_up), group.down);
     if (saved != nullptr) saved->push_back(gate_up);
   }
 }
 
-void MemoryFfnBackward(const torch::Tensor& d_out, const torch::Tensor& x, const std::vector<MemoryFfnGroup>& groups,
-                       const std::vector<torch::Tensor>& saved, torch::Tensor dx) {
+void MemoryFfnBackward(Activation activation, const torch::Tensor& d_out, const torch::Tensor& x,
+                       const std::vector<MemoryFfnGroup>& groups, const std::vector<torch::Tensor>& saved, torch::Tensor dx) {
   for (size_t i = 0; i < groups.size(); ++i) {
     const MemoryFfnGroup& group = groups[i];
     if (group.rows->empty()) continue;
     const torch::Tensor dy = Gather(d_out, *group.rows);                                   // [n, d]
     const torch::Tensor dh = MatMul(dy, group.down.t());                                   // [n, r]
     const bool wanted = group.d_down.defined();
-    const SwiGluGradient gradient = SwiGluBackward(saved[i], dh, wanted);
+    const ActivationGradient gradient = ActivateBackward({activation, true}, saved[i], dh, wanted);
     if (wanted) {
-      AddMatMul(group.d_gate_up, gradient.d_gate_up.t(), Gather(x, *group.rows));
+      AddMatMul(group.d_gate_up, gradient.d_in.t(), Gather(x, *group.rows));
       AddMatMul(group.d_down, gradient.h.t(), dy);
     }
-    if (dx.defined()) AddProduct(dx, *group.rows, gradient.d_gate_up, group.gate_up);
+    if (dx.defined()) AddProduct(dx, *group.rows, gradient.d_in, group.gate_up);
   }
 }
 

@@ -1,5 +1,5 @@
 // The FFN memory of one layer for one level: rows are grouped by distinct block, and each group adds
-//   W3t^T (silu(x W1^T) * (x W2^T))      W1, W2, W3t [r, d], slices of the block (common/bank/block_layout.h)
+//   W3t^T (act(x W1^T) * (x W2^T))      W1, W2, W3t [r, d], slices of the block (common/bank/block_layout.h); act is the anchor's
 // to the layer's FFN output. Blocks are never copied; W1 and W2 lie side by side, so gate and up are one product. Backward adds the
 // gradients straight into the slices of the group's flat gradient (paper section 3; design/wire.md section 3). Outside autograd.
 #pragma once
@@ -8,6 +8,8 @@
 
 #include <utility>
 #include <vector>
+
+#include "model_worker/kernels/cpu_kernels.h"
 
 namespace membank {
 
@@ -23,11 +25,11 @@ MemoryFfnGroup MemoryFfnSlice(const torch::Tensor& block, const torch::Tensor& g
                               const std::vector<std::pair<int64_t, int64_t>>& rows);
 
 // out [N, d] += memory(x [N, d]). `saved` (null: no backward follows) receives what backward needs, one per group: gate and up [n, 2r].
-void MemoryFfnForward(const torch::Tensor& x, const std::vector<MemoryFfnGroup>& groups, torch::Tensor& out,
+void MemoryFfnForward(Activation activation, const torch::Tensor& x, const std::vector<MemoryFfnGroup>& groups, torch::Tensor& out,
                       std::vector<torch::Tensor>* saved);
 
 // Adds to dx [N, d] (undefined: not wanted) and to the groups' gradients.
-void MemoryFfnBackward(const torch::Tensor& d_out, const torch::Tensor& x, const std::vector<MemoryFfnGroup>& groups,
-                       const std::vector<torch::Tensor>& saved, torch::Tensor dx);
+void MemoryFfnBackward(Activation activation, const torch::Tensor& d_out, const torch::Tensor& x,
+                       const std::vector<MemoryFfnGroup>& groups, const std::vector<torch::Tensor>& saved, torch::Tensor dx);
 
 }  // namespace membank

@@ -1,5 +1,6 @@
 #include "model_worker/kernels/ops.h"
 
+#include <cmath>
 #include <cstring>
 
 #include "model_worker/kernels/cpu_tensors.h"
@@ -16,12 +17,22 @@ torch::autograd::variable_list ReferenceGradient(torch::autograd::variable_list 
   return torch::autograd::grad({f(inputs)}, inputs, {d_out});
 }
 
+float* FloatData(const torch::Tensor& x) { return x.defined() ? x.data_ptr<float>() : nullptr; }
+
+NormShape ShapeOf(const NormForm& form, const torch::Tensor& x) {
+  return {x.size(0), x.size(1), static_cast<float>(form.epsilon), static_cast<float>(form.offset), form.center};
+}
+
+AttentionShape KernelShape(const Heads& shape) {
+  return {shape.heads, shape.kv_heads, shape.head_dim, static_cast<float>(shape.Scale()), shape.window};
+}
+
 const uint8_t* At(const torch::Tensor& x, int64_t row, int64_t column) {
   return static_cast<const uint8_t*>(x.data_ptr()) + (row * x.stride(0) + column) * x.element_size();
 }
 
 AttentionSegment SegmentOf(const torch::Tensor& qkv, const torch::Tensor& out, const Heads& shape, const AttentionRows& s) {
-  const auto [h, g, dh] = shape;
+  const int64_t h = shape.heads, g = shape.kv_heads, dh = shape.head_dim;
   AttentionSegment segment;
   segment.q = At(qkv, s.begin, 0);
   segment.out = const_cast<uint8_t*>(At(out, s.begin, 0));
@@ -46,41 +57,53 @@ AttentionSegment SegmentOf(const torch::Tensor& qkv, const torch::Tensor& out, c
 
 }  // namespace
 
-Normed RmsNorm(const torch::Tensor& x, const torch::Tensor& addend, const torch::Tensor& weight, double epsilon) {
+Normed Norm(const NormForm& form, const torch::Tensor& x, const torch::Tensor& addend, const torch::Tensor& weight, const torch::Tensor& bias) {
   if (!OnCpuKernels(x)) {
-    const torch::Tensor sum = addend.defined() ? x + addend : x;
-    return {sum, reference::RmsNorm(sum, weight, epsilon), torch::rsqrt(sum.to(torch::kFloat).pow(2).mean(-1) + epsilon)};
+    Normed result;
+    result.sum = addend.defined() ? x + addend : x;
+    result.y = reference::Norm(form, result.sum, weight, bias);
+    torch::Tensor wide = result.sum.to(torch::kFloat);
+    if (form.center) {
+      result.mean = wide.mean(-1);
+      wide = wide - result.mean.unsqueeze(1);
+    }
+    result.inv_rms = torch::rsqrt(wide.pow(2).mean(-1) + form.epsilon);
+    return result;
   }
   Normed result;
   result.sum = addend.defined() ? torch::empty_like(x) : x;
   result.y = torch::empty_like(x);
   result.inv_rms = torch::empty({x.size(0)}, x.options().dtype(torch::kFloat));
-  KernelsFor(x).rms_norm(x.size(0), x.size(1), Data(x), Data(addend), Data(result.sum), Data(weight), static_cast<float>(epsilon),
-                         Data(result.y), result.inv_rms.data_ptr<float>());
+  if (form.center) result.mean = torch::empty_like(result.inv_rms);
+  KernelsFor(x).norm(ShapeOf(form, x), Data(x), Data(addend), Data(result.sum), Data(weight), Data(bias), Data(result.y), FloatData(result.mean),
+                     FloatData(result.inv_rms));
   return result;
 }
 
-torch::Tensor RmsNormBackward(const torch::Tensor& dy, const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& inv_rms,
-                              const torch::Tensor& residual, torch::Tensor d_weight) {
+torch::Tensor NormBackward(const NormForm& form, const torch::Tensor& dy, const Normed& normed, const torch::Tensor& weight,
+                           const torch::Tensor& residual, torch::Tensor d_weight, torch::Tensor d_bias) {
+  const torch::Tensor& x = normed.sum;
   if (!OnCpuKernels(x)) {
-    const torch::Tensor wide = x.to(torch::kFloat), scale = inv_rms.unsqueeze(1), gradient = dy.to(torch::kFloat);
-    const torch::Tensor weighted = gradient * weight.to(torch::kFloat);
-    if (d_weight.defined()) d_weight.add_((gradient * wide * scale).sum(0));
-    torch::Tensor dx = scale * (weighted - wide * scale.pow(2) * (weighted * wide).mean(-1, true));
+    const torch::Tensor gradient = dy.to(torch::kFloat), weighted = gradient * (weight.to(torch::kFloat) + form.offset);
+    torch::Tensor scaled = x.to(torch::kFloat);
+    if (form.center) scaled = scaled - normed.mean.unsqueeze(1);
+    scaled = scaled * normed.inv_rms.unsqueeze(1);
+    if (d_weight.defined()) d_weight.add_((gradient * scaled).sum(0));
+    if (d_bias.defined()) d_bias.add_(gradient.sum(0));
+    torch::Tensor dx = weighted - scaled * (weighted * scaled).mean(-1, true);
+    if (form.center) dx = dx - weighted.mean(-1, true);
+    dx = dx * normed.inv_rms.unsqueeze(1);
     if (residual.defined()) dx = dx + residual;
     return dx.to(x.scalar_type());
   }
   torch::Tensor dx = torch::empty_like(x);
-  KernelsFor(x).rms_norm_backward(x.size(0), x.size(1), Data(dy), Data(x), Data(weight), inv_rms.data_ptr<float>(), Data(residual),
-                                  Data(dx), d_weight.defined() ? d_weight.data_ptr<float>() : nullptr);
+  KernelsFor(x).norm_backward(ShapeOf(form, x), Data(dy), Data(x), Data(weight), FloatData(normed.mean), FloatData(normed.inv_rms), Data(residual),
+                              Data(dx), FloatData(d_weight), FloatData(d_bias));
   return dx;
 }
 
-RopeTable MakeRopeTable(int64_t positions, int64_t head_dim, double theta, torch::Dtype dtype, torch::Device device) {
-  const auto f32 = torch::TensorOptions(torch::kFloat);
-  const torch::Tensor exponent = torch::arange(0, head_dim, 2, torch::kLong).to(torch::kFloat) / static_cast<double>(head_dim);
-  const torch::Tensor inverse = 1.0 / torch::pow(torch::full({}, theta, f32), exponent);                     // [dh/2]
-  const torch::Tensor angle = torch::outer(torch::arange(positions, f32), inverse);                          // [P, dh/2]
+RopeTable MakeRopeTable(int64_t positions, const torch::Tensor& inverse_frequencies, torch::Dtype dtype, torch::Device device) {
+  const torch::Tensor angle = torch::outer(torch::arange(positions, torch::TensorOptions(torch::kFloat)), inverse_frequencies);   // [P, m]
   const auto rounded = [&](const torch::Tensor& x) { return x.to(dtype).to(torch::kFloat).contiguous().to(device); };
   return {rounded(angle.cos()), rounded(angle.sin())};
 }
@@ -91,35 +114,37 @@ void Rope(torch::Tensor& x, int64_t heads, int64_t head_dim, const torch::Tensor
     x.copy_(reference::Rope(x, heads, head_dim, positions, turn));
     return;
   }
-  KernelsFor(x).rope(x.size(0), heads, head_dim, x.stride(0), Data(x), positions.data_ptr<int64_t>(), table.cos.data_ptr<float>(),
-                     table.sin.data_ptr<float>(), inverse);
+  KernelsFor(x).rope(x.size(0), heads, head_dim, 2 * table.cos.size(1), x.stride(0), Data(x), positions.data_ptr<int64_t>(), FloatData(table.cos),
+                     FloatData(table.sin), inverse);
 }
 
-torch::Tensor SwiGlu(const torch::Tensor& gate_up) {
-  if (!OnCpuKernels(gate_up)) return reference::SwiGlu(gate_up);
-  torch::Tensor h = torch::empty({gate_up.size(0), gate_up.size(1) / 2}, gate_up.options());
-  KernelsFor(gate_up).swiglu(h.size(0), h.size(1), Data(gate_up), Data(h));
+torch::Tensor Activate(const FfnForm& form, const torch::Tensor& in) {
+  if (!OnCpuKernels(in)) return reference::Activate(form, in);
+  torch::Tensor h = torch::empty({in.size(0), in.size(1) / (form.gated ? 2 : 1)}, in.options());
+  KernelsFor(in).activate(form.activation, form.gated, h.size(0), h.size(1), Data(in), Data(h));
   return h;
 }
 
-SwiGluGradient SwiGluBackward(const torch::Tensor& gate_up, const torch::Tensor& dh, bool want_h) {
-  if (!OnCpuKernels(gate_up)) {
-    const auto gradient = ReferenceGradient({gate_up}, dh, [](const auto& in) { return reference::SwiGlu(in[0]); });
-    return {gradient[0], want_h ? reference::SwiGlu(gate_up) : torch::Tensor()};
+ActivationGradient ActivateBackward(const FfnForm& form, const torch::Tensor& in, const torch::Tensor& dh, bool want_h) {
+  if (!OnCpuKernels(in)) {
+    const auto gradient = ReferenceGradient({in}, dh, [&](const auto& inputs) { return reference::Activate(form, inputs[0]); });
+    return {gradient[0], want_h ? reference::Activate(form, in) : torch::Tensor()};
   }
-  SwiGluGradient result{torch::empty_like(gate_up), want_h ? torch::empty_like(dh) : torch::Tensor()};
-  KernelsFor(gate_up).swiglu_backward(dh.size(0), dh.size(1), Data(gate_up), Data(dh), Data(result.d_gate_up), Data(result.h));
+  ActivationGradient result{torch::empty_like(in), want_h ? torch::empty_like(dh) : torch::Tensor()};
+  KernelsFor(in).activate_backward(form.activation, form.gated, dh.size(0), dh.size(1), Data(in), Data(dh), Data(result.d_in), Data(result.h));
   return result;
 }
 
+double Heads::Scale() const { return scale > 0 ? scale : 1.0 / std::sqrt(static_cast<double>(head_dim)); }
+
 void AppendKeysAndValues(const torch::Tensor& qkv, const Heads& shape, const std::vector<AttentionRows>& segments) {
-  const auto [h, g, dh] = shape;
+  const int64_t h = shape.heads, g = shape.kv_heads, dh = shape.head_dim;
   const size_t bytes = static_cast<size_t>(dh) * qkv.element_size();
   for (const AttentionRows& s : segments) {
     if (!s.keys.defined()) continue;
     const int64_t rows = s.end - s.begin, first = s.length - rows;
     if (!qkv.is_cpu()) {
-      const auto part = [&, g = g, dh = dh](int64_t column) {
+      const auto part = [&](int64_t column) {
         return qkv.narrow(0, s.begin, rows).narrow(1, column, g * dh).reshape({rows, g, dh}).transpose(0, 1);
       };
       s.keys.narrow(1, first, rows).copy_(part(h * dh));
@@ -152,7 +177,7 @@ torch::Tensor Attention(const torch::Tensor& qkv, const Heads& shape, const std:
     log_sums->push_back(torch::empty({shape.heads, s.end - s.begin}, qkv.options().dtype(torch::kFloat)));
     raw.back().log_sum = log_sums->back().data_ptr<float>();
   }
-  KernelsFor(qkv).attention({shape.heads, shape.kv_heads, shape.head_dim}, raw);
+  KernelsFor(qkv).attention(KernelShape(shape), raw);
   return out;
 }
 
@@ -161,7 +186,7 @@ torch::Tensor AttentionBackward(const torch::Tensor& qkv, const torch::Tensor& o
   if (!OnCpuKernels(qkv)) {
     return ReferenceGradient({qkv}, d_out, [&](const auto& in) { return reference::Attention(in[0], shape, segments); })[0];
   }
-  const auto [h, g, dh] = shape;
+  const int64_t h = shape.heads, g = shape.kv_heads, dh = shape.head_dim;
   torch::Tensor gradient = torch::empty_like(qkv);
   std::vector<AttentionSegment> raw;
   raw.reserve(segments.size());
@@ -174,7 +199,7 @@ torch::Tensor AttentionBackward(const torch::Tensor& qkv, const torch::Tensor& o
     raw.back().dk = const_cast<uint8_t*>(At(gradient, begin, h * dh));
     raw.back().dv = const_cast<uint8_t*>(At(gradient, begin, (h + g) * dh));
   }
-  KernelsFor(qkv).attention_backward({h, g, dh}, raw);
+  KernelsFor(qkv).attention_backward(KernelShape(shape), raw);
   return gradient;
 }
 

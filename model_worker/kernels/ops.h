@@ -7,35 +7,51 @@
 
 #include <vector>
 
+#include "model_worker/kernels/cpu_kernels.h"
+
 namespace membank {
 
-struct Normed {
-  torch::Tensor sum;       // x + addend [N, d]; x itself without an addend
-  torch::Tensor y;         // norm(sum) * weight [N, d]
-  torch::Tensor inv_rms;   // [N] fp32
+// RMS norm, or LayerNorm when it centers: (x - mean) * inv_rms * (offset + weight) + bias.
+struct NormForm {
+  double epsilon = 0, offset = 0;
+  bool center = false;
 };
-Normed RmsNorm(const torch::Tensor& x, const torch::Tensor& addend, const torch::Tensor& weight, double epsilon);
-// Gradient to x, plus `residual` when defined. d_weight ([d] fp32) is added to when defined.
-torch::Tensor RmsNormBackward(const torch::Tensor& dy, const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& inv_rms,
-                              const torch::Tensor& residual, torch::Tensor d_weight);
+struct Normed {
+  torch::Tensor sum;            // x + addend [N, d]; x itself without an addend
+  torch::Tensor y;              // norm(sum) [N, d]
+  torch::Tensor mean, inv_rms;  // [N] fp32; mean undefined unless the norm centers
+};
+Normed Norm(const NormForm& form, const torch::Tensor& x, const torch::Tensor& addend, const torch::Tensor& weight, const torch::Tensor& bias);
+// Gradient to x = normed.sum, plus `residual` when defined. d_weight and d_bias ([d] fp32) are added to when defined.
+torch::Tensor NormBackward(const NormForm& form, const torch::Tensor& dy, const Normed& normed, const torch::Tensor& weight,
+                           const torch::Tensor& residual, torch::Tensor d_weight, torch::Tensor d_bias);
 
-// cos and sin of every position [P, dh/2], fp32, rounded to `dtype` as transformers does.
+// cos and sin of every position times every inverse frequency [P, m], fp32, rounded to `dtype` as transformers does.
 struct RopeTable {
   torch::Tensor cos, sin;
 };
-RopeTable MakeRopeTable(int64_t positions, int64_t head_dim, double theta, torch::Dtype dtype, torch::Device device);
-// In place on the first `heads` heads of x [N, any >= heads * dh]; positions [N] int64.
+RopeTable MakeRopeTable(int64_t positions, const torch::Tensor& inverse_frequencies, torch::Dtype dtype, torch::Device device);
+// In place on the first 2m elements of the first `heads` heads of x [N, any >= heads * dh]; positions [N] int64.
 void Rope(torch::Tensor& x, int64_t heads, int64_t head_dim, const torch::Tensor& positions, const RopeTable& table, bool inverse);
 
-torch::Tensor SwiGlu(const torch::Tensor& gate_up);   // [N, 2m] -> [N, m]
-// d_gate_up [N, 2m]; h [N, m] is filled again when `want_h`.
-struct SwiGluGradient {
-  torch::Tensor d_gate_up, h;
+// The middle of an FFN: act(gate) * up of [N, 2m] (gate | up) when gated, act of [N, m] when not; [N, m].
+struct FfnForm {
+  Activation activation = Activation::kSilu;
+  bool gated = true;
 };
-SwiGluGradient SwiGluBackward(const torch::Tensor& gate_up, const torch::Tensor& dh, bool want_h);
+torch::Tensor Activate(const FfnForm& form, const torch::Tensor& in);
+// d_in as `in`; h [N, m] is filled again when `want_h`.
+struct ActivationGradient {
+  torch::Tensor d_in, h;
+};
+ActivationGradient ActivateBackward(const FfnForm& form, const torch::Tensor& in, const torch::Tensor& dh, bool want_h);
 
 struct Heads {
   int64_t heads = 0, kv_heads = 0, head_dim = 0;
+  double scale = 0;         // of the scores; 0: 1 / sqrt(dh)
+  int64_t window = 0;       // a row sees its own key and the window - 1 before it; 0: all before it
+
+  double Scale() const;
 };
 // Rows [begin, end) attend causally to `keys`/`values` [g, capacity, dh] up to `length` (a cache that already holds these rows), or, when
 // undefined, to their own keys and values in qkv.

@@ -5,12 +5,13 @@
 
 namespace membank::reference {
 
-torch::Tensor RmsNorm(const torch::Tensor& x, const torch::Tensor& weight, double epsilon);
+torch::Tensor Norm(const NormForm& form, const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias);
 torch::Tensor Rope(const torch::Tensor& x, int64_t heads, int64_t head_dim, const torch::Tensor& positions, const RopeTable& table);
-torch::Tensor SwiGlu(const torch::Tensor& gate_up);
+torch::Tensor Activate(const FfnForm& form, const torch::Tensor& in);
 torch::Tensor Attention(const torch::Tensor& qkv, const Heads& shape, const std::vector<AttentionRows>& segments);
 torch::Tensor CrossEntropy(const torch::Tensor& logits, const torch::Tensor& targets);   // per row, 0 where the target is -100
-// silu(x w1^T) * (x w2^T) through w3t [r, d]
-torch::Tensor MemoryFfn(const torch::Tensor& x, const torch::Tensor& w1, const torch::Tensor& w2, const torch::Tensor& w3t);
+// act(x w1^T) * (x w2^T) through w3t [r, d]
+torch::Tensor MemoryFfn(const torch::Tensor& x, const torch::Tensor& w1, const torch::Tensor& w2, const torch::Tensor& w3t,
+                        Activation activation = Activation::kSilu);
 
 }  // namespace membank::reference

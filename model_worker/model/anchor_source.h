@@ -32,7 +32,6 @@ absl::StatusOr<std::unique_ptr<AnchorSource>> OpenGguf(const std::string& path);
 absl::Status CheckConfig(const ModelConfig& config, const std::string& where);
 // One line that names every field that the forward pass depends on.
 std::string CanonicalConfig(const ModelConfig& config);
-absl::Status UnsupportedArchitecture(const std::string& found, const std::string& where);
 std::string ShapeText(const std::vector<int64_t>& shape);       // "[2, 3]"
 
 }  // namespace membank

@@ -1,38 +1,56 @@
-// A GGUF file of the llama architecture. Its q and k rows are permuted for adjacent-pair RoPE (llama.cpp convert_hf_to_gguf.py,
-// LlamaModel.permute); they are turned back to Hugging Face's rotate-half order here.
+// A GGUF file. What llama.cpp's converter (convert_hf_to_gguf.py) changed on the way in is undone here: q and k of llama files are permuted for
+// adjacent-pair RoPE, norms of gemma3 files have their 1 added, query_key_value of gptneox files lies as all q, all k, all v.
+#include <cmath>
 #include <map>
 
 #include "common/base/status_macros.h"
 #include "common/tensors/gguf.h"
 #include "model_worker/model/anchor_source.h"
+#include "model_worker/model/architecture.h"
 #include "xxhash.h"
 
 namespace membank {
 namespace {
 
+// Hugging Face's stem of a layer's tensor -> llama.cpp's.
+const std::map<std::string, std::string>& LayerStems(const std::string& architecture) {
+  static const std::map<std::string, std::string> llama = {
+      {"input_layernorm", "attn_norm"},   {"self_attn.q_proj", "attn_q"},         {"self_attn.k_proj", "attn_k"},
+      {"self_attn.v_proj", "attn_v"},     {"self_attn.o_proj", "attn_output"},    {"self_attn.q_norm", "attn_q_norm"},
+      {"self_attn.k_norm", "attn_k_norm"}, {"post_attention_layernorm", "ffn_norm"}, {"mlp.gate_proj", "ffn_gate"},
+      {"mlp.up_proj", "ffn_up"},          {"mlp.down_proj", "ffn_down"}};
+  static const std::map<std::string, std::string> gemma = [] {
+    std::map<std::string, std::string> stems = llama;
+    stems["post_attention_layernorm"] = "post_attention_norm";
+    stems["pre_feedforward_layernorm"] = "ffn_norm";
+    stems["post_feedforward_layernorm"] = "post_ffw_norm";
+    return stems;
+  }();
+  static const std::map<std::string, std::string> neox = {{"input_layernorm", "attn_norm"},          {"attention.query_key_value", "attn_qkv"},
+                                                          {"attention.dense", "attn_output"},        {"post_attention_layernorm", "ffn_norm"},
+                                                          {"mlp.dense_h_to_4h", "ffn_up"},           {"mlp.dense_4h_to_h", "ffn_down"}};
+  return architecture == "gpt_neox" ? neox : architecture == "gemma3_text" ? gemma : llama;
+}
+
 // "model.layers.3.self_attn.q_proj.weight" -> "blk.3.attn_q.weight"
-std::string GgufName(const std::string& name) {
-  static const std::map<std::string, std::string> whole = {{"model.embed_tokens.weight", "token_embd.weight"},
-                                                           {"model.norm.weight", "output_norm.weight"},
-                                                           {"lm_head.weight", "output.weight"}};
-  static const std::map<std::string, std::string> in_layer = {
-      {"input_layernorm.weight", "attn_norm.weight"}, {"self_attn.q_proj.weight", "attn_q.weight"},
-      {"self_attn.k_proj.weight", "attn_k.weight"},   {"self_attn.v_proj.weight", "attn_v.weight"},
-      {"self_attn.o_proj.weight", "attn_output.weight"}, {"post_attention_layernorm.weight", "ffn_norm.weight"},
-      {"mlp.gate_proj.weight", "ffn_gate.weight"},    {"mlp.up_proj.weight", "ffn_up.weight"},
-      {"mlp.down_proj.weight", "ffn_down.weight"}};
-  const auto it = whole.find(name);
-  if (it != whole.end()) return it->second;
-  const std::string prefix = "model.layers.";
-  if (name.compare(0, prefix.size(), prefix) != 0) return name;
-  const size_t dot = name.find('.', prefix.size());
-  const auto part = in_layer.find(name.substr(dot + 1));
-  return part == in_layer.end() ? name : "blk." + name.substr(prefix.size(), dot - prefix.size()) + "." + part->second;
+std::string GgufName(const ModelConfig& config, const std::string& name) {
+  const OuterNames outer = OuterNamesOf(config);
+  if (name == outer.embedding) return "token_embd.weight";
+  if (name == outer.final_norm) return "output_norm.weight";
+  if (name == outer.final_norm_bias) return "output_norm.bias";
+  if (name == outer.head) return "output.weight";
+  const size_t number = name.find(".layers."), index = number + 8;
+  if (number == std::string::npos) return name;
+  const size_t dot = name.find('.', index), kind = name.rfind('.');
+  if (dot == std::string::npos || kind <= dot) return name;
+  const auto& stems = LayerStems(config.architecture);
+  const auto stem = stems.find(name.substr(dot + 1, kind - dot - 1));
+  return stem == stems.end() ? name : "blk." + name.substr(index, dot - index) + "." + stem->second + name.substr(kind);
 }
 
 torch::Tensor Unpermute(const torch::Tensor& w, int64_t heads) {
   const int64_t rows = w.size(0), half = rows / heads / 2;
-  return w.view({heads, half, 2, w.size(1)}).transpose(1, 2).reshape({rows, w.size(1)});
+  return w.view({heads, half, 2, -1}).transpose(1, 2).reshape(w.sizes());
 }
 
 class GgufSource : public AnchorSource {
@@ -40,58 +58,51 @@ class GgufSource : public AnchorSource {
   GgufSource(std::unique_ptr<GgufFile> file, std::string path) : file_(std::move(file)), path_(std::move(path)) {}
 
   absl::Status ReadConfig() {
-    ASSIGN_OR_RETURN(const std::string architecture, file_->GetString("general.architecture"));
-    if (architecture != "llama") return UnsupportedArchitecture(architecture, path_);
-    const auto& metadata = file_->metadata();
-    if (metadata.count("llama.expert_count") > 0) {
-      ASSIGN_OR_RETURN(const int64_t experts, file_->GetInt("llama.expert_count"));
-      if (experts > 0) return Unimplemented("{}: {} experts are not supported; supported: dense Llama models", path_, experts);
-    }
-    if (metadata.count("llama.rope.scaling.type") > 0) {
-      ASSIGN_OR_RETURN(const std::string scaling, file_->GetString("llama.rope.scaling.type"));
-      if (scaling != "none") return Unimplemented("{}: RoPE scaling \"{}\" is not supported; supported: \"none\"", path_, scaling);
-    }
-    if (file_->tensors().count("rope_freqs.weight") > 0) {
-      return Unimplemented("{}: RoPE scaling by factors (rope_freqs.weight, Llama 3) is not supported; supported: \"none\"", path_);
-    }
-    config_.architecture = "llama";
-    ASSIGN_OR_RETURN(config_.layers, file_->GetInt("llama.block_count"));
-    ASSIGN_OR_RETURN(config_.hidden, file_->GetInt("llama.embedding_length"));
-    ASSIGN_OR_RETURN(config_.heads, file_->GetInt("llama.attention.head_count"));
-    ASSIGN_OR_RETURN(config_.ffn_inner, file_->GetInt("llama.feed_forward_length"));
-    ASSIGN_OR_RETURN(config_.context, file_->GetInt("llama.context_length"));
-    ASSIGN_OR_RETURN(config_.rms_epsilon, file_->GetFloat("llama.attention.layer_norm_rms_epsilon"));
-    config_.kv_heads = config_.heads;
-    if (metadata.count("llama.attention.head_count_kv") > 0) {
-      ASSIGN_OR_RETURN(config_.kv_heads, file_->GetInt("llama.attention.head_count_kv"));
-    }
-    config_.head_dim = config_.heads > 0 ? config_.hidden / config_.heads : 0;
-    if (metadata.count("llama.attention.key_length") > 0) {
-      ASSIGN_OR_RETURN(config_.head_dim, file_->GetInt("llama.attention.key_length"));
-    }
-    if (metadata.count("llama.rope.freq_base") > 0) {
-      ASSIGN_OR_RETURN(config_.rope_theta, file_->GetFloat("llama.rope.freq_base"));
-    }
-    if (metadata.count("llama.rope.dimension_count") > 0) {
-      ASSIGN_OR_RETURN(const int64_t turned, file_->GetInt("llama.rope.dimension_count"));
-      if (turned != config_.head_dim) {
-        return Unimplemented("{}: RoPE over {} of {} dimensions is not supported; supported: all", path_, turned, config_.head_dim);
-      }
-    }
-    config_.tied_head = file_->tensors().count("output.weight") == 0;
+    ASSIGN_OR_RETURN(prefix_, file_->GetString("general.architecture"));
+    static const std::map<std::string, std::string> types = {
+        {"llama", "llama"}, {"qwen2", "qwen2"}, {"qwen3", "qwen3"}, {"gemma3", "gemma3_text"}, {"gptneox", "gpt_neox"}};
+    const auto type = types.find(prefix_);
+    if (type == types.end()) return UnsupportedArchitecture(prefix_, path_);
+    ModelConfig& c = config_;
+    c.architecture = type->second;
+    ASSIGN_OR_RETURN(const int64_t experts, IntegerOr("expert_count", 0));
+    if (experts > 0) return Unimplemented("{}: {} experts are not supported; supported: dense models", path_, experts);
+    ASSIGN_OR_RETURN(c.layers, file_->GetInt(Key("block_count")));
+    ASSIGN_OR_RETURN(c.hidden, file_->GetInt(Key("embedding_length")));
+    ASSIGN_OR_RETURN(c.heads, file_->GetInt(Key("attention.head_count")));
+    ASSIGN_OR_RETURN(c.ffn_inner, file_->GetInt(Key("feed_forward_length")));
+    ASSIGN_OR_RETURN(c.context, file_->GetInt(Key("context_length")));
+    ASSIGN_OR_RETURN(c.kv_heads, IntegerOr("attention.head_count_kv", c.heads));
+    ASSIGN_OR_RETURN(c.head_dim, IntegerOr("attention.key_length", c.heads > 0 ? c.hidden / c.heads : 0));
+    ASSIGN_OR_RETURN(c.rotary_dim, IntegerOr("rope.dimension_count", c.head_dim));
+    if (c.architecture != "gpt_neox" && c.rotary_dim != c.head_dim)
+      return Unimplemented("{}: RoPE over {} of {} dimensions is not supported; supported: all", path_, c.rotary_dim, c.head_dim);
+    ASSIGN_OR_RETURN(c.norm.epsilon, file_->GetFloat(Key(c.architecture == "gpt_neox" ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon")));
+    c.tied_head = !Stored("output.weight");
     const auto embedding = file_->tensors().find("token_embd.weight");
-    if (embedding == file_->tensors().end() || embedding->second.shape.size() != 2) {
-      return NotFound("{}: tensor token_embd.weight [vocabulary, {}] is missing", path_, config_.hidden);
+    if (embedding == file_->tensors().end() || embedding->second.shape.size() != 2)
+      return NotFound("{}: tensor token_embd.weight [vocabulary, {}] is missing", path_, c.hidden);
+    c.vocab = embedding->second.shape[0];
+    c.qkv_bias = Stored("blk.0.attn_q.bias") || Stored("blk.0.attn_qkv.bias");
+    c.o_bias = Stored("blk.0.attn_output.bias");
+    c.ffn_bias = Stored("blk.0.ffn_down.bias");
+    if (Stored("blk.0.attn_q_norm.weight")) c.qk_norm = QkNorm::kHead;
+    RETURN_IF_ERROR(ReadRope());
+    if (c.architecture == "gemma3_text") RETURN_IF_ERROR(ReadGemma());
+    if (c.architecture == "gpt_neox") {
+      c.norm.center = c.norm_bias = true;
+      c.ffn = {Activation::kGelu, false};
+      const auto parallel = file_->metadata().find(Key("use_parallel_residual"));
+      c.parallel_branches = parallel == file_->metadata().end() || parallel->second == GgufValue(true);
     }
-    config_.vocab = embedding->second.shape[0];
-    return CheckConfig(config_, path_);
+    return CheckConfig(c, path_);
   }
 
   const ModelConfig& config() const override { return config_; }
-  bool Has(const std::string& name) const override { return file_->tensors().count(GgufName(name)) > 0; }
+  bool Has(const std::string& name) const override { return Stored(GgufName(config_, name)); }
 
   absl::StatusOr<torch::Tensor> Read(const std::string& name, const std::vector<int64_t>& shape, torch::Dtype dtype) const override {
-    const std::string stored = GgufName(name);
+    const std::string stored = GgufName(config_, name);
     const auto it = file_->tensors().find(stored);
     if (it == file_->tensors().end()) return NotFound("{}: tensor {} {} is missing", path_, stored, ShapeText(shape));
     if (it->second.shape != shape) {
@@ -101,7 +112,9 @@ class GgufSource : public AnchorSource {
     ASSIGN_OR_RETURN(std::vector<float> values, file_->Dequantize(stored));
     torch::Tensor tensor = torch::from_blob(values.data(), shape, torch::kFloat);
     const bool q = name.find("q_proj") != std::string::npos, k = name.find("k_proj") != std::string::npos;
-    if (q || k) tensor = Unpermute(tensor, q ? config_.heads : config_.kv_heads);
+    if (config_.architecture == "llama" && (q || k)) tensor = Unpermute(tensor, q ? config_.heads : config_.kv_heads);
+    if (config_.architecture == "gemma3_text" && stored.find("norm") != std::string::npos) tensor = tensor - 1;
+    if (stored.find("attn_qkv") != std::string::npos) tensor = tensor.view({3, config_.heads, config_.head_dim, -1}).transpose(0, 1).reshape(shape);
     return tensor.to(dtype, /*non_blocking=*/false, /*copy=*/true);
   }
 
@@ -121,8 +134,59 @@ class GgufSource : public AnchorSource {
   }
 
  private:
+  std::string Key(const std::string& name) const { return prefix_ + "." + name; }
+  bool Stored(const std::string& tensor) const { return file_->tensors().count(tensor) > 0; }
+  absl::StatusOr<int64_t> IntegerOr(const std::string& name, int64_t otherwise) const {
+    if (file_->metadata().count(Key(name)) == 0) return otherwise;
+    return file_->GetInt(Key(name));
+  }
+  absl::StatusOr<double> NumberOr(const std::string& name, double otherwise) const {
+    if (file_->metadata().count(Key(name)) == 0) return otherwise;
+    return file_->GetFloat(Key(name));
+  }
+
+  absl::Status ReadRope() {
+    RopeForm& rope = config_.rope;
+    ASSIGN_OR_RETURN(rope.theta, NumberOr("rope.freq_base", config_.architecture == "gemma3_text" ? 1e6 : 1e4));
+    if (file_->metadata().count(Key("rope.scaling.type")) > 0) {
+      ASSIGN_OR_RETURN(const std::string scaling, file_->GetString(Key("rope.scaling.type")));
+      if (scaling != "none" && scaling != "linear") return Unimplemented("{}: RoPE scaling \"{}\" is not supported; supported: \"none\", \"linear\"", path_, scaling);
+      if (scaling == "linear") {
+        rope.scaling = "linear";
+        ASSIGN_OR_RETURN(rope.factor, file_->GetFloat(Key("rope.scaling.factor")));
+      }
+    }
+    if (!Stored("rope_freqs.weight")) return absl::OkStatus();
+    // Llama 3.1 and 3.2 store what the frequencies are divided by, not the parameters it came from.
+    ASSIGN_OR_RETURN(std::vector<float> divisors, file_->Dequantize("rope_freqs.weight"));
+    for (const double factor : {8.0, 32.0}) {
+      const RopeForm llama3{rope.theta, "llama3", factor, 1, 4, 8192};
+      if (static_cast<int64_t>(divisors.size()) * 2 != config_.rotary_dim || config_.rotary_dim <= 0) break;
+      const torch::Tensor expected = rope.InverseFrequencies(config_.rotary_dim) / llama3.InverseFrequencies(config_.rotary_dim);
+      const torch::Tensor found = torch::from_blob(divisors.data(), {static_cast<int64_t>(divisors.size())}, torch::kFloat);
+      if (!torch::allclose(found, expected, 1e-4)) continue;
+      rope = llama3;
+      return absl::OkStatus();
+    }
+    return Unimplemented("{}: rope_freqs.weight is not that of Llama 3.1 (factor 8) or 3.2 (factor 32), the supported RoPE scalings by factors", path_);
+  }
+
+  absl::Status ReadGemma() {
+    ModelConfig& c = config_;
+    c.norm.offset = 1;
+    c.ffn.activation = Activation::kGeluTanh;
+    c.embedding_scale = std::sqrt(static_cast<double>(c.hidden));
+    c.branch_norms = true;
+    // The 27B model scales by its hidden size per head instead of the head's (llama.cpp src/llama-model.cpp).
+    c.attention_scale = 1 / std::sqrt(static_cast<double>(c.layers == 62 ? c.hidden / c.heads : c.head_dim));
+    ASSIGN_OR_RETURN(c.window, file_->GetInt(Key("attention.sliding_window")));
+    ASSIGN_OR_RETURN(c.local_rope.theta, NumberOr("rope.freq_base_swa", 1e4));
+    for (int64_t i = 0; i < std::min<int64_t>(c.layers, 4096); ++i) c.sliding.push_back((i + 1) % 6 != 0);
+    return absl::OkStatus();
+  }
+
   std::unique_ptr<GgufFile> file_;
-  std::string path_;
+  std::string path_, prefix_;
   ModelConfig config_;
 };
 

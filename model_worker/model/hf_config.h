@@ -1,4 +1,6 @@
-// config.json of Hugging Face's Llama, both generations (rope_theta and rope_parameters; torch_dtype and dtype). Pure functions.
+// config.json of the supported architectures, both generations of transformers (rope_theta + rope_scaling and rope_parameters; torch_dtype and
+// dtype). OpenLM's is that of its own Hugging Face wrapper (open_lm/utils/transformers) with head_dim, hidden_dim and rope_theta added, which
+// the paper's anchors need. Pure functions.
 #pragma once
 
 #include <string>
@@ -8,7 +10,7 @@
 
 namespace membank {
 
-// INVALID_ARGUMENT names the field; another architecture, activation, bias or RoPE scaling is UNIMPLEMENTED and lists what is supported.
+// INVALID_ARGUMENT names the field; another architecture, activation, attention or RoPE scaling is UNIMPLEMENTED and lists what is supported.
 absl::StatusOr<ModelConfig> ParseHuggingFaceConfig(const std::string& text, const std::string& where);
 std::string HuggingFaceConfigText(const ModelConfig& config, torch::Dtype dtype);
 

@@ -1,5 +1,5 @@
 // The decoder layers of the anchor with FFN memories, forward and backward written out: no autograd graph, products over all rows at once,
-// q|k|v and gate|up each one matrix. Transformer (transformer.h) is the public face. One thread at a time.
+// q|k|v and gate|up each one matrix. What the architectures differ in is ModelConfig's. Transformer (transformer.h) is the public face. One thread at a time.
 #pragma once
 
 #include <torch/torch.h>
@@ -12,24 +12,24 @@
 
 namespace membank {
 
-// What one layer's backward needs. Undefined members were not needed.
+// What one layer's backward needs. Undefined members were not needed. Of the norms `y` is kept only where a weight's gradient needs it.
 struct LayerTape {
-  torch::Tensor x, inv_rms;                     // input [N, d] and its norm's scale [N]
-  torch::Tensor normed;                         // [N, d]; only when the anchor is trained
+  Normed in, ffn;                               // before the branches
+  Normed attention_out, ffn_out;                // after them
+  Normed q_norm, k_norm;                        // [N * rows of a head, dh] or [N, h*dh]
   torch::Tensor qkv;                            // after RoPE
   std::vector<torch::Tensor> log_sums;
   torch::Tensor attention;                      // [N, h*dh], before the o projection
-  torch::Tensor x_ffn, inv_rms_ffn, normed_ffn; // the FFN's input, its norm's scale, its norm's output
-  torch::Tensor gate_up;                        // [N, 2*df]
+  torch::Tensor gate_up;                        // [N, 2*df], or [N, df] without a gate
   std::vector<std::vector<torch::Tensor>> memory;   // [level][group]
 };
 
 struct Tape {
   RaggedBatch batch;
   torch::Tensor positions;                      // [N]
-  RopeTable rope;
+  RopeTable rope, local_rope;
   std::vector<LayerTape> layers;
-  torch::Tensor x, inv_rms;                     // input of the final norm
+  Normed out;                                   // the final norm, without y
 };
 
 class Stack {
@@ -47,20 +47,35 @@ class Stack {
   std::vector<torch::Tensor> Parameters() const;
 
  private:
-  struct Layer {
-    torch::Tensor input_norm, ffn_norm;
-    Projection qkv, o, gate_up, down;
+  struct Linear {   // y = x W^T + b
+    Projection w;
+    torch::Tensor bias;
+    torch::Tensor Forward(const torch::Tensor& x) const;
   };
-  torch::Tensor Attend(const Layer& layer, int64_t index, const RaggedBatch& batch, const torch::Tensor& normed,
-                       const torch::Tensor& positions, LayerTape* tape);
-  torch::Tensor FeedForward(const Layer& layer, int64_t index, const RaggedBatch& batch, const torch::Tensor& normed, LayerTape* tape);
+  struct Layer {
+    const LayerWeights* weights;
+    Linear qkv, o, in, down;    // in: gate | up, or up
+  };
+
+  torch::Tensor Attend(int64_t index, const RaggedBatch& batch, const torch::Tensor& normed, const torch::Tensor& positions, LayerTape* tape);
+  torch::Tensor FeedForward(int64_t index, const RaggedBatch& batch, const torch::Tensor& normed, LayerTape* tape);
+  void NormHeads(const Layer& layer, torch::Tensor& qkv, LayerTape* tape) const;
+  // Gradients to the branches' inputs; `gradients` null: the anchor is frozen. `wanted` false: only those of the memories are.
+  torch::Tensor AttendBackward(int64_t index, const Tape& tape, const torch::Tensor& d_out, LayerWeights* gradients) const;
+  torch::Tensor FeedForwardBackward(int64_t index, const Tape& tape, const torch::Tensor& d_out, bool wanted, LayerWeights* gradients) const;
+  void NormHeadsBackward(const Layer& layer, const LayerTape& tape, torch::Tensor& d_qkv, LayerWeights* gradients) const;
+  torch::Tensor BranchNormBackward(const torch::Tensor& dy, const Normed& normed, const torch::Tensor& weight, const torch::Tensor& residual,
+                                   torch::Tensor LayerWeights::*member, torch::Tensor LayerWeights::*bias, LayerWeights* gradients) const;
+  Heads HeadsOf(int64_t layer) const;
   void EnsureRope(int64_t positions);
+  std::vector<torch::Tensor> Flatten(const torch::Tensor& embedding, const std::vector<LayerWeights>& layers, const torch::Tensor& final_norm,
+                                     const torch::Tensor& final_norm_bias) const;
 
   const AnchorWeights& weights_;
+  const ModelConfig& config_;
   const bool train_anchor_;
-  const Heads shape_;
   std::vector<Layer> layers_;
-  RopeTable rope_;
+  RopeTable rope_, local_rope_;
 };
 
 }  // namespace membank

@@ -4,9 +4,11 @@
 #include <torch/csrc/autograd/functions/utils.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "model_worker/kernels/matmul.h"
 #include "model_worker/kernels/ops.h"
+#include "model_worker/model/architecture.h"
 #include "model_worker/model/stack.h"
 
 namespace membank {
@@ -104,23 +106,30 @@ bool WantsGradient(const RaggedBatch& batch) {
 
 }  // namespace
 
+torch::Tensor RopeForm::InverseFrequencies(int64_t turned) const {
+  const torch::Tensor exponent = torch::arange(0, turned, 2, torch::kLong).to(torch::kFloat) / static_cast<double>(turned);
+  const torch::Tensor inverse = 1.0 / torch::pow(torch::full({}, theta, torch::TensorOptions(torch::kFloat)), exponent);
+  if (scaling == "linear") return inverse / factor;
+  if (scaling != "llama3") return inverse;
+  const torch::Tensor turns = static_cast<double>(original_context) * inverse / (2 * M_PI);   // in the original context
+  const torch::Tensor fast = ((turns - low_frequency_factor) / (high_frequency_factor - low_frequency_factor)).clamp(0, 1);
+  return (1 - fast) * inverse / factor + fast * inverse;
+}
+
 std::vector<std::pair<std::string, torch::Tensor>> AnchorWeights::Named() const {
-  std::vector<std::pair<std::string, torch::Tensor>> named{{"model.embed_tokens.weight", embedding}};
+  const OuterNames names = OuterNamesOf(config);
+  std::vector<std::pair<std::string, torch::Tensor>> named{{names.embedding, embedding}};
+  const std::vector<LayerTensor> tensors = LayerTensors(config);
   for (size_t i = 0; i < layers.size(); ++i) {
-    const LayerWeights& l = layers[i];
-    const std::string prefix = "model.layers." + std::to_string(i) + ".";
-    named.emplace_back(prefix + "input_layernorm.weight", l.input_norm);
-    named.emplace_back(prefix + "self_attn.q_proj.weight", l.q);
-    named.emplace_back(prefix + "self_attn.k_proj.weight", l.k);
-    named.emplace_back(prefix + "self_attn.v_proj.weight", l.v);
-    named.emplace_back(prefix + "self_attn.o_proj.weight", l.o);
-    named.emplace_back(prefix + "post_attention_layernorm.weight", l.post_attention_norm);
-    named.emplace_back(prefix + "mlp.gate_proj.weight", l.gate);
-    named.emplace_back(prefix + "mlp.up_proj.weight", l.up);
-    named.emplace_back(prefix + "mlp.down_proj.weight", l.down);
+    const std::string prefix = LayerPrefix(config, static_cast<int64_t>(i));
+    for (const LayerTensor& tensor : tensors) {
+      const std::string part = tensor.parts > 1 ? "[" + std::to_string(tensor.part) + "]" : "";
+      named.emplace_back(prefix + tensor.stored + part, layers[i].*tensor.member);
+    }
   }
-  named.emplace_back("model.norm.weight", final_norm);
-  if (!config.tied_head) named.emplace_back("lm_head.weight", head);
+  named.emplace_back(names.final_norm, final_norm);
+  if (config.norm_bias) named.emplace_back(names.final_norm_bias, final_norm_bias);
+  if (!config.tied_head) named.emplace_back(names.head, head);
   return named;
 }
 

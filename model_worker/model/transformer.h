@@ -1,4 +1,5 @@
-// The anchor (Llama architecture) with per-sequence FFN memories. Tensors in, tensors out: no network, no files (weights.h loads).
+// The anchor with per-sequence FFN memories. Tensors in, tensors out: no network, no files (weights.h loads). The architectures are settings of
+// one pre-norm decoder: Llama 2/3, Qwen 2/3, Gemma 3, GPT-NeoX and OpenLM (architecture.h says what each calls its tensors).
 // Shapes: N rows (tokens of all segments, concatenated), d hidden, V vocabulary, L layers. One thread at a time.
 #pragma once
 
@@ -9,32 +10,72 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "model_worker/kernels/ops.h"
 
 namespace membank {
 
-struct ModelConfig {
-  std::string architecture;      // "llama"
-  int64_t layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, ffn_inner = 0, vocab = 0, context = 0;
-  double rms_epsilon = 1e-5, rope_theta = 10000.0;
-  bool tied_head = true;
+// Rotary position embedding of one kind of layer. Scaling as transformers has it: "default" (none), "linear" (positions / factor) or "llama3"
+// (slow frequencies / factor, fast ones as they are, a blend between).
+struct RopeForm {
+  double theta = 10000.0;
+  std::string scaling = "default";
+  double factor = 1, low_frequency_factor = 1, high_frequency_factor = 4;
+  int64_t original_context = 0;
+
+  torch::Tensor InverseFrequencies(int64_t turned) const;   // [turned / 2] fp32
+  bool operator==(const RopeForm&) const = default;
 };
 
-struct LayerWeights {            // y = x W^T, as Hugging Face stores them
-  torch::Tensor input_norm, post_attention_norm;   // [d]
+enum class QkNorm : uint8_t { kNone = 0, kHead = 1, kFull = 2 };   // of q and k before RoPE: none, over each head, over the full width
+
+struct ModelConfig {
+  std::string architecture;      // Hugging Face's model_type: llama, qwen2, qwen3, gemma3_text, gpt_neox, openlm
+  int64_t layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, ffn_inner = 0, vocab = 0, context = 0;
+  NormForm norm{1e-5};
+  bool norm_bias = false;
+  FfnForm ffn;
+  bool ffn_bias = false;
+  bool qkv_bias = false, o_bias = false;
+  QkNorm qk_norm = QkNorm::kNone;
+  RopeForm rope;
+  int64_t rotary_dim = 0;        // the first elements of a head that RoPE turns; all but in GPT-NeoX
+  // Layers whose attention slides: they see `window` positions and turn by local_rope. Empty: none.
+  std::vector<bool> sliding;
+  int64_t window = 0;
+  RopeForm local_rope;
+  double attention_scale = 0;    // 0: 1 / sqrt(dh)
+  double embedding_scale = 1;
+  bool branch_norms = false;     // a norm after each branch, before its sum with the residual (Gemma 3)
+  bool parallel_branches = false;   // attention and FFN read the same residual (GPT-NeoX)
+  bool tied_head = true;
+
+  bool Slides(int64_t layer) const { return !sliding.empty() && sliding[layer]; }
+  // Of the FFN memory: the anchor's, or SwiGLU where the anchor's FFN has no gate.
+  Activation MemoryActivation() const { return ffn.gated ? ffn.activation : Activation::kSilu; }
+};
+
+struct LayerWeights {            // y = x W^T + b, as Hugging Face stores them; what an architecture lacks is undefined
+  torch::Tensor input_norm, input_norm_bias;       // [d], before attention
   torch::Tensor q, k, v, o;                        // [h*dh, d] [hkv*dh, d] [hkv*dh, d] [d, h*dh]
-  torch::Tensor gate, up, down;                    // [df, d] [df, d] [d, df]
+  torch::Tensor q_bias, k_bias, v_bias, o_bias;
+  torch::Tensor q_norm, k_norm;                    // [dh] each, or [h*dh] and [hkv*dh]
+  torch::Tensor attention_out_norm;                // [d], after attention
+  torch::Tensor ffn_norm, ffn_norm_bias;           // [d], before the FFN
+  torch::Tensor gate, up, down;                    // [df, d] [df, d] [d, df]; without a gate, `up` is the only way in
+  torch::Tensor gate_bias, up_bias, down_bias;
+  torch::Tensor ffn_out_norm;                      // [d], after the FFN
 };
 
 struct AnchorWeights {
   ModelConfig config;
   torch::Tensor embedding;       // [V, d]
   std::vector<LayerWeights> layers;
-  torch::Tensor final_norm;      // [d]
+  torch::Tensor final_norm, final_norm_bias;       // [d]
   torch::Tensor head;            // [V, d]; the same tensor as `embedding` when tied
   std::string fingerprint;       // hash of config and weights: the bank spec's anchor_fingerprint
   std::string origin;            // of the anchor that this one was co-trained from; its own fingerprint when it was not. A bank belongs to an origin
 
-  // Every distinct parameter with its Hugging Face name, in a fixed order (tied head once).
+  // Every distinct parameter with its Hugging Face name, in a fixed order (tied head once). A part of a stored tensor is "name[part]".
   std::vector<std::pair<std::string, torch::Tensor>> Named() const;
 };
 

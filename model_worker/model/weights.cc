@@ -1,5 +1,6 @@
 #include "model_worker/model/weights.h"
 
+#include <cmath>
 #include <filesystem>
 
 #include "common/base/file.h"
@@ -7,6 +8,7 @@
 #include "common/tensors/safetensors.h"
 #include "fmt/ranges.h"
 #include "model_worker/model/anchor_source.h"
+#include "model_worker/model/architecture.h"
 #include "model_worker/model/hf_config.h"
 
 namespace membank {
@@ -36,19 +38,55 @@ class Reader {
 };
 
 LayerWeights ReadLayer(Reader& reader, const ModelConfig& c, int64_t index) {
-  const std::string prefix = fmt::format("model.layers.{}.", index);
-  const int64_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
   LayerWeights l;
-  l.input_norm = reader.Read(prefix + "input_layernorm.weight", {c.hidden});
-  l.q = reader.Read(prefix + "self_attn.q_proj.weight", {q, c.hidden});
-  l.k = reader.Read(prefix + "self_attn.k_proj.weight", {kv, c.hidden});
-  l.v = reader.Read(prefix + "self_attn.v_proj.weight", {kv, c.hidden});
-  l.o = reader.Read(prefix + "self_attn.o_proj.weight", {c.hidden, q});
-  l.post_attention_norm = reader.Read(prefix + "post_attention_layernorm.weight", {c.hidden});
-  l.gate = reader.Read(prefix + "mlp.gate_proj.weight", {c.ffn_inner, c.hidden});
-  l.up = reader.Read(prefix + "mlp.up_proj.weight", {c.ffn_inner, c.hidden});
-  l.down = reader.Read(prefix + "mlp.down_proj.weight", {c.hidden, c.ffn_inner});
+  torch::Tensor stored;
+  for (const LayerTensor& tensor : LayerTensors(c)) {
+    if (tensor.part == 0) stored = reader.Read(LayerPrefix(c, index) + tensor.stored, tensor.StoredShape());
+    if (!reader.status().ok()) break;
+    l.*tensor.member = tensor.Unpack(stored).contiguous();
+  }
   return l;
+}
+
+// The tensors as they are stored: parts packed together.
+std::vector<std::pair<std::string, torch::Tensor>> StoredTensors(const AnchorWeights& weights) {
+  const OuterNames names = OuterNamesOf(weights.config);
+  std::vector<std::pair<std::string, torch::Tensor>> stored{{names.embedding, weights.embedding}};
+  const std::vector<LayerTensor> tensors = LayerTensors(weights.config);
+  for (size_t i = 0; i < weights.layers.size(); ++i) {
+    std::vector<torch::Tensor> parts;
+    for (const LayerTensor& tensor : tensors) {
+      parts.push_back((weights.layers[i].*tensor.member).detach());
+      if (tensor.part + 1 < tensor.parts) continue;
+      stored.emplace_back(LayerPrefix(weights.config, static_cast<int64_t>(i)) + tensor.stored, Pack(parts, tensor.groups));
+      parts.clear();
+    }
+  }
+  stored.emplace_back(names.final_norm, weights.final_norm);
+  if (weights.config.norm_bias) stored.emplace_back(names.final_norm_bias, weights.final_norm_bias);
+  if (!weights.config.tied_head) stored.emplace_back(names.head, weights.head);
+  return stored;
+}
+
+std::string RopeText(const RopeForm& r) {
+  return fmt::format("{:.9g} {} {:.9g} {:.9g} {:.9g} {}", r.theta, r.scaling, r.factor, r.low_frequency_factor, r.high_frequency_factor, r.original_context);
+}
+
+// What differs from Llama, or nothing.
+std::string CanonicalExtras(const ModelConfig& c) {
+  std::string text;
+  if (c.norm.offset != 0 || c.norm.center || c.norm_bias) text += fmt::format(" norm {:.9g} {} {}", c.norm.offset, c.norm.center, c.norm_bias);
+  if (c.ffn.activation != Activation::kSilu || !c.ffn.gated || c.ffn_bias)
+    text += fmt::format(" ffn {} {} {}", static_cast<int>(c.ffn.activation), c.ffn.gated, c.ffn_bias);
+  if (c.qkv_bias || c.o_bias) text += fmt::format(" bias {} {}", c.qkv_bias, c.o_bias);
+  if (c.qk_norm != QkNorm::kNone) text += fmt::format(" qk {}", static_cast<int>(c.qk_norm));
+  if (c.rotary_dim != c.head_dim) text += fmt::format(" rotary {}", c.rotary_dim);
+  if (c.rope.scaling != "default") text += " rope " + RopeText(c.rope);
+  if (!c.sliding.empty()) text += fmt::format(" window {} {} {}", c.window, RopeText(c.local_rope), fmt::join(c.sliding, ""));
+  if (c.attention_scale != 0) text += fmt::format(" scale {:.9g}", c.attention_scale);
+  if (c.embedding_scale != 1) text += fmt::format(" embedding {:.9g}", c.embedding_scale);
+  if (c.branch_norms || c.parallel_branches) text += fmt::format(" branches {} {}", c.branch_norms, c.parallel_branches);
+  return text;
 }
 
 }  // namespace
@@ -64,19 +102,31 @@ absl::Status CheckConfig(const ModelConfig& c, const std::string& where) {
     return InvalidArgument("{}: {} heads are no multiple of {} key-value heads", where, c.heads, c.kv_heads);
   }
   if (c.head_dim % 2 != 0) return InvalidArgument("{}: head size {} is odd; RoPE needs an even one", where, c.head_dim);
-  if (!(c.rms_epsilon > 0) || !(c.rope_theta > 0)) {
-    return InvalidArgument("{}: norm epsilon {} and RoPE base {} must be positive", where, c.rms_epsilon, c.rope_theta);
+  if (c.rotary_dim <= 0 || c.rotary_dim > c.head_dim || c.rotary_dim % 2 != 0) {
+    return InvalidArgument("{}: RoPE turns {} elements of heads of {}; allowed: an even number up to it", where, c.rotary_dim, c.head_dim);
+  }
+  if (!(c.norm.epsilon > 0) || !(c.rope.theta > 0) || !(c.local_rope.theta > 0)) {
+    return InvalidArgument("{}: norm epsilon {} and RoPE bases {} and {} must be positive", where, c.norm.epsilon, c.rope.theta, c.local_rope.theta);
+  }
+  for (const RopeForm& rope : {c.rope, c.local_rope}) {
+    if (!(rope.factor > 0) || !std::isfinite(rope.factor) || (rope.scaling == "llama3" && (rope.original_context <= 0 || !(rope.high_frequency_factor > rope.low_frequency_factor)))) {
+      return InvalidArgument("{}: RoPE scaling \"{}\" with factor {}, frequency factors {} and {}, original context {}: the factor and the context must be "
+                             "positive, the second frequency factor above the first", where, rope.scaling, rope.factor, rope.low_frequency_factor,
+                             rope.high_frequency_factor, rope.original_context);
+    }
+  }
+  if (!c.sliding.empty() && (c.window <= 0 || static_cast<int64_t>(c.sliding.size()) != c.layers)) {
+    return InvalidArgument("{}: a sliding window of {} over {} of {} layers; allowed: a positive window", where, c.window, c.sliding.size(), c.layers);
+  }
+  if (!std::isfinite(c.attention_scale) || c.attention_scale < 0) {
+    return InvalidArgument("{}: attention scale {}; allowed: a positive number", where, c.attention_scale);
   }
   return absl::OkStatus();
 }
 
 std::string CanonicalConfig(const ModelConfig& c) {
-  return fmt::format("{} L {} d {} h {} g {} dh {} df {} V {} context {} eps {:.9g} theta {:.9g} tied {}", c.architecture, c.layers, c.hidden,
-                     c.heads, c.kv_heads, c.head_dim, c.ffn_inner, c.vocab, c.context, c.rms_epsilon, c.rope_theta, c.tied_head);
-}
-
-absl::Status UnsupportedArchitecture(const std::string& found, const std::string& where) {
-  return Unimplemented("{}: architecture \"{}\" is not supported; supported: LlamaForCausalLM (config.json), llama (GGUF)", where, found);
+  return fmt::format("{} L {} d {} h {} g {} dh {} df {} V {} context {} eps {:.9g} theta {:.9g} tied {}{}", c.architecture, c.layers, c.hidden, c.heads,
+                     c.kv_heads, c.head_dim, c.ffn_inner, c.vocab, c.context, c.norm.epsilon, c.rope.theta, c.tied_head, CanonicalExtras(c));
 }
 
 std::string ShapeText(const std::vector<int64_t>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
@@ -95,10 +145,12 @@ absl::StatusOr<AnchorWeights> LoadAnchor(const std::string& path, torch::Dtype d
   weights.config = source->config();
   const ModelConfig& c = weights.config;
   Reader reader(*source, dtype, device);
-  weights.embedding = reader.Read("model.embed_tokens.weight", {c.vocab, c.hidden});
+  const OuterNames names = OuterNamesOf(c);
+  weights.embedding = reader.Read(names.embedding, {c.vocab, c.hidden});
   for (int64_t i = 0; i < c.layers && reader.status().ok(); ++i) weights.layers.push_back(ReadLayer(reader, c, i));
-  weights.final_norm = reader.Read("model.norm.weight", {c.hidden});
-  weights.head = c.tied_head ? weights.embedding : reader.Read("lm_head.weight", {c.vocab, c.hidden});
+  weights.final_norm = reader.Read(names.final_norm, {c.hidden});
+  if (c.norm_bias) weights.final_norm_bias = reader.Read(names.final_norm_bias, {c.hidden});
+  weights.head = c.tied_head ? weights.embedding : reader.Read(names.head, {c.vocab, c.hidden});
   RETURN_IF_ERROR(reader.status());
   weights.fingerprint = source->Fingerprint();
   weights.origin = source->Origin().empty() ? weights.fingerprint : source->Origin();
@@ -109,7 +161,7 @@ absl::Status SaveAnchor(const AnchorWeights& weights, const std::string& directo
   RETURN_IF_ERROR(MakeDirectories(directory));
   std::vector<torch::Tensor> kept;   // own the bytes that the views name
   std::vector<TensorView> views;
-  for (const auto& [name, parameter] : weights.Named()) {
+  for (const auto& [name, parameter] : StoredTensors(weights)) {
     kept.push_back(parameter.detach().to(torch::kCPU).contiguous());
     const torch::Tensor& tensor = kept.back();
     const bool bf16 = tensor.scalar_type() == torch::kBFloat16;

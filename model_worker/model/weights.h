@@ -1,6 +1,6 @@
-// Reads anchors: a Hugging Face directory (config.json, *.safetensors, optionally sharded by index) or one GGUF file, Llama architecture;
-// writes the Hugging Face form. Errors name file, tensor, shape found and expected; an unsupported architecture is UNIMPLEMENTED and
-// lists the supported ones.
+// Reads anchors: a Hugging Face directory (config.json, *.safetensors, optionally sharded by index) or one GGUF file, of the architectures
+// that architecture.h lists; writes the Hugging Face form. Errors name file, tensor, shape found and expected; an unsupported architecture is
+// UNIMPLEMENTED and lists the supported ones.
 #pragma once
 
 #include "model_worker/model/transformer.h"

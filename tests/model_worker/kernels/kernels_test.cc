@@ -36,77 +36,99 @@ class CpuKernelsTest : public testing::TestWithParam<std::tuple<KernelIsa, torch
   }
 };
 
-TEST_P(CpuKernelsTest, RmsNorm) {
+TEST_P(CpuKernelsTest, Norm) {
   const int64_t rows = 37, d = 83;
-  const torch::Tensor x = Random({rows, d}), addend = Random({rows, d}), weight = Random({d}), dy = Random({rows, d});
-  torch::Tensor sum = torch::empty_like(x), y = torch::empty_like(x), dx = torch::empty_like(x), inv = torch::empty({rows});
-  kernels().rms_norm(rows, d, x.data_ptr(), addend.data_ptr(), sum.data_ptr(), weight.data_ptr(), 1e-5f, y.data_ptr(), inv.data_ptr<float>());
-  EXPECT_TRUE(torch::equal(sum, x + addend));
-  EXPECT_LE(MaxAbs(y, reference::RmsNorm(sum.to(torch::kFloat), weight, 1e-5)), tolerance());
-  torch::Tensor d_weight = torch::zeros({d});
-  kernels().rms_norm_backward(rows, d, dy.data_ptr(), sum.data_ptr(), weight.data_ptr(), inv.data_ptr<float>(), addend.data_ptr(),
-                              dx.data_ptr(), d_weight.data_ptr<float>());
-  const auto norm = [&](const torch::Tensor& in) { return reference::RmsNorm(in, weight.to(torch::kFloat), 1e-5); };
-  EXPECT_LE(MaxAbs(dx, Gradient(sum, dy, norm) + addend.to(torch::kFloat)), tolerance());
-  const auto by_weight = [&](const torch::Tensor& w) { return reference::RmsNorm(sum.to(torch::kFloat), w, 1e-5); };
-  EXPECT_LE(MaxAbs(d_weight, Gradient(weight, dy, by_weight)), 1e-4);
+  const torch::Tensor x = Random({rows, d}), addend = Random({rows, d}), weight = Random({d}), bias = Random({d}), dy = Random({rows, d});
+  for (const bool center : {false, true}) {
+    for (const double offset : {0.0, 1.0}) {
+      const NormForm form{1e-5, offset, center};
+      const NormShape shape{rows, d, 1e-5f, static_cast<float>(offset), center};
+      const torch::Tensor used_bias = center ? bias : torch::Tensor();
+      torch::Tensor sum = torch::empty_like(x), y = torch::empty_like(x), dx = torch::empty_like(x), mean = torch::empty({rows}), inv = torch::empty({rows});
+      kernels().norm(shape, x.data_ptr(), addend.data_ptr(), sum.data_ptr(), weight.data_ptr(), center ? bias.data_ptr() : nullptr, y.data_ptr(),
+                     mean.data_ptr<float>(), inv.data_ptr<float>());
+      EXPECT_TRUE(torch::equal(sum, x + addend));
+      const torch::Tensor wide = sum.to(torch::kFloat);
+      EXPECT_LE(MaxAbs(y, reference::Norm(form, wide, weight, used_bias)), tolerance());
+      torch::Tensor d_weight = torch::zeros({d}), d_bias = torch::zeros({d});
+      kernels().norm_backward(shape, dy.data_ptr(), sum.data_ptr(), weight.data_ptr(), mean.data_ptr<float>(), inv.data_ptr<float>(), addend.data_ptr(),
+                              dx.data_ptr(), d_weight.data_ptr<float>(), d_bias.data_ptr<float>());
+      const auto norm = [&](const torch::Tensor& in) { return reference::Norm(form, in, weight.to(torch::kFloat), used_bias); };
+      EXPECT_LE(MaxAbs(dx, Gradient(sum, dy, norm) + addend.to(torch::kFloat)), 2 * tolerance());
+      const auto by_weight = [&](const torch::Tensor& w) { return reference::Norm(form, wide, w, used_bias); };
+      EXPECT_LE(MaxAbs(d_weight, Gradient(weight, dy, by_weight)), 1e-4);
+      EXPECT_LE(MaxAbs(d_bias, dy.to(torch::kFloat).sum(0)), 1e-4);
+    }
+  }
 }
 
 TEST_P(CpuKernelsTest, RopeTurnsAndTurnsBack) {
   const int64_t rows = 9, heads = 3, head_dim = 20;
-  torch::Tensor x = Random({rows, heads * head_dim + 7});
-  const torch::Tensor before = x.clone(), positions = torch::arange(rows) * 5;
-  const RopeTable table = MakeRopeTable(64, head_dim, 10000.0, dtype(), torch::kCPU);
-  const auto turn = [&](bool inverse) {
-    kernels().rope(rows, heads, head_dim, x.stride(0), x.data_ptr(), positions.data_ptr<int64_t>(), table.cos.data_ptr<float>(),
-                   table.sin.data_ptr<float>(), inverse);
-  };
-  turn(false);
-  EXPECT_LE(MaxAbs(x, reference::Rope(before.to(torch::kFloat), heads, head_dim, positions, table)), tolerance());
-  turn(true);
-  EXPECT_LE(MaxAbs(x, before), tolerance());
-}
-
-TEST_P(CpuKernelsTest, SwiGlu) {
-  const int64_t rows = 11, inner = 45;
-  const torch::Tensor gate_up = Random({rows, 2 * inner}) * 3, dh = Random({rows, inner});
-  torch::Tensor h = torch::empty_like(dh), again = torch::empty_like(dh), d_gate_up = torch::empty_like(gate_up);
-  kernels().swiglu(rows, inner, gate_up.data_ptr(), h.data_ptr());
-  EXPECT_LE(MaxAbs(h, reference::SwiGlu(gate_up.to(torch::kFloat))), 3 * tolerance());
-  kernels().swiglu_backward(rows, inner, gate_up.data_ptr(), dh.data_ptr(), d_gate_up.data_ptr(), again.data_ptr());
-  EXPECT_TRUE(torch::equal(h, again));
-  EXPECT_LE(MaxAbs(d_gate_up, Gradient(gate_up, dh, [](const torch::Tensor& in) { return reference::SwiGlu(in); })), 3 * tolerance());
-}
-
-// Segments shorter than, equal to and longer than the tiles, grouped heads, a head size that is no multiple of the vector.
-TEST_P(CpuKernelsTest, AttentionForwardAndBackward) {
-  const Heads shape{6, 2, 24};
-  const std::vector<AttentionRows> rows = {{0, 3, {}, {}, 0}, {3, 35, {}, {}, 0}, {35, 36, {}, {}, 0}, {36, 117, {}, {}, 0}};
-  const int64_t width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim, inner = shape.heads * shape.head_dim;
-  const torch::Tensor qkv = Random({117, width}), d_out = Random({117, inner});
-  torch::Tensor out = torch::empty({117, inner}, qkv.options()), gradient = torch::empty_like(qkv);
-  std::vector<torch::Tensor> log_sums;
-  std::vector<AttentionSegment> segments;
-  const auto at = [](const torch::Tensor& x, int64_t row, int64_t column) {
-    return static_cast<uint8_t*>(x.data_ptr()) + (row * x.stride(0) + column) * x.element_size();
-  };
-  for (const AttentionRows& r : rows) {
-    log_sums.push_back(torch::empty({shape.heads, r.end - r.begin}));
-    AttentionSegment s;
-    const int64_t k = shape.heads * shape.head_dim, v = k + shape.kv_heads * shape.head_dim;
-    s.q = at(qkv, r.begin, 0), s.k = at(qkv, r.begin, k), s.v = at(qkv, r.begin, v);
-    s.out = at(out, r.begin, 0), s.d_out = at(d_out, r.begin, 0);
-    s.dq = at(gradient, r.begin, 0), s.dk = at(gradient, r.begin, k), s.dv = at(gradient, r.begin, v);
-    s.log_sum = log_sums.back().data_ptr<float>();
-    s.queries = s.keys = r.end - r.begin;
-    s.q_stride = s.k_stride = width, s.kv_head_stride = shape.head_dim, s.out_stride = inner;
-    segments.push_back(s);
+  const torch::Tensor positions = torch::arange(rows) * 5;
+  for (const int64_t turned : {int64_t{6}, head_dim}) {
+    torch::Tensor x = Random({rows, heads * head_dim + 7});
+    const torch::Tensor before = x.clone();
+    const RopeTable table = MakeRopeTable(64, 1 / torch::pow(10000.0, torch::arange(0, turned, 2) / static_cast<double>(turned)), dtype(), torch::kCPU);
+    const auto turn = [&](bool inverse) {
+      kernels().rope(rows, heads, head_dim, turned, x.stride(0), x.data_ptr(), positions.data_ptr<int64_t>(), table.cos.data_ptr<float>(),
+                     table.sin.data_ptr<float>(), inverse);
+    };
+    turn(false);
+    EXPECT_LE(MaxAbs(x, reference::Rope(before.to(torch::kFloat), heads, head_dim, positions, table)), tolerance());
+    turn(true);
+    EXPECT_LE(MaxAbs(x, before), tolerance());
   }
-  kernels().attention({shape.heads, shape.kv_heads, shape.head_dim}, segments);
-  const auto f = [&](const torch::Tensor& in) { return reference::Attention(in, shape, rows); };
-  EXPECT_LE(MaxAbs(out, f(qkv.to(torch::kFloat))), tolerance());
-  kernels().attention_backward({shape.heads, shape.kv_heads, shape.head_dim}, segments);
-  EXPECT_LE(MaxAbs(gradient, Gradient(qkv, d_out, f)), 3 * tolerance());
+}
+
+TEST_P(CpuKernelsTest, Activations) {
+  const int64_t rows = 11, inner = 45;
+  for (const Activation activation : {Activation::kSilu, Activation::kGelu, Activation::kGeluTanh}) {
+    for (const bool gated : {true, false}) {
+      const FfnForm form{activation, gated};
+      const torch::Tensor in = Random({rows, (gated ? 2 : 1) * inner}) * 3, dh = Random({rows, inner});
+      torch::Tensor h = torch::empty_like(dh), again = torch::empty_like(dh), d_in = torch::empty_like(in);
+      kernels().activate(activation, gated, rows, inner, in.data_ptr(), h.data_ptr());
+      const double bound = dtype() == torch::kFloat ? 6e-5 : 0.5;   // one rounding of products up to about 100
+      EXPECT_LE(MaxAbs(h, reference::Activate(form, in.to(torch::kFloat))), bound);
+      kernels().activate_backward(activation, gated, rows, inner, in.data_ptr(), dh.data_ptr(), d_in.data_ptr(), again.data_ptr());
+      EXPECT_TRUE(torch::equal(h, again));
+      EXPECT_LE(MaxAbs(d_in, Gradient(in, dh, [&](const torch::Tensor& x) { return reference::Activate(form, x); })), bound);
+    }
+  }
+}
+
+// Segments shorter than, equal to and longer than the tiles, grouped heads, a head size that is no multiple of the vector; windows smaller
+// than a tile, about one, larger; a scale of its own.
+TEST_P(CpuKernelsTest, AttentionForwardAndBackward) {
+  for (const Heads& shape : {Heads{6, 2, 24}, Heads{6, 2, 24, 0.3, 2}, Heads{6, 2, 24, 0, 33}, Heads{6, 2, 24, 0, 70}}) {
+    const std::vector<AttentionRows> rows = {{0, 3, {}, {}, 0}, {3, 35, {}, {}, 0}, {35, 36, {}, {}, 0}, {36, 117, {}, {}, 0}};
+    const AttentionShape raw_shape{shape.heads, shape.kv_heads, shape.head_dim, static_cast<float>(shape.Scale()), shape.window};
+    const int64_t width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim, inner = shape.heads * shape.head_dim;
+    const torch::Tensor qkv = Random({117, width}), d_out = Random({117, inner});
+    torch::Tensor out = torch::empty({117, inner}, qkv.options()), gradient = torch::empty_like(qkv);
+    std::vector<torch::Tensor> log_sums;
+    std::vector<AttentionSegment> segments;
+    const auto at = [](const torch::Tensor& x, int64_t row, int64_t column) {
+      return static_cast<uint8_t*>(x.data_ptr()) + (row * x.stride(0) + column) * x.element_size();
+    };
+    for (const AttentionRows& r : rows) {
+      log_sums.push_back(torch::empty({shape.heads, r.end - r.begin}));
+      AttentionSegment s;
+      const int64_t k = shape.heads * shape.head_dim, v = k + shape.kv_heads * shape.head_dim;
+      s.q = at(qkv, r.begin, 0), s.k = at(qkv, r.begin, k), s.v = at(qkv, r.begin, v);
+      s.out = at(out, r.begin, 0), s.d_out = at(d_out, r.begin, 0);
+      s.dq = at(gradient, r.begin, 0), s.dk = at(gradient, r.begin, k), s.dv = at(gradient, r.begin, v);
+      s.log_sum = log_sums.back().data_ptr<float>();
+      s.queries = s.keys = r.end - r.begin;
+      s.q_stride = s.k_stride = width, s.kv_head_stride = shape.head_dim, s.out_stride = inner;
+      segments.push_back(s);
+    }
+    kernels().attention(raw_shape, segments);
+    const auto f = [&](const torch::Tensor& in) { return reference::Attention(in, shape, rows); };
+    EXPECT_LE(MaxAbs(out, f(qkv.to(torch::kFloat))), tolerance());
+    kernels().attention_backward(raw_shape, segments);
+    EXPECT_LE(MaxAbs(gradient, Gradient(qkv, d_out, f)), 3 * tolerance());
+  }
 }
 
 TEST_P(CpuKernelsTest, LinearOfFewRows) {
@@ -207,7 +229,7 @@ TEST_P(CpuKernelsTest, MemoryFfnOfFewRows) {
   add(a, 0, 2);
   add(b, 3, 4);
   add(a, 5, 6);
-  kernels().memory_ffn(r, d, x.data_ptr(), out.data_ptr(), rows);
+  kernels().memory_ffn(Activation::kSilu, r, d, x.data_ptr(), out.data_ptr(), rows);
   EXPECT_LE(MaxAbs(out, expected), tolerance());
 }
 
@@ -233,13 +255,13 @@ TEST(MemoryFfnTest, GradientsEqualAutogradAndFiniteDifferences) {
   const auto loss = [&]() {
     torch::Tensor out = torch::zeros({rows, d});
     std::vector<torch::Tensor> saved;
-    MemoryFfnForward(x, groups(false), out, &saved);
+    MemoryFfnForward(Activation::kSilu, x, groups(false), out, &saved);
     return (out.to(torch::kDouble) * d_out).sum().item<double>();
   };
   torch::Tensor out = torch::zeros({rows, d}), dx = torch::zeros({rows, d});
   std::vector<torch::Tensor> saved;
-  MemoryFfnForward(x, groups(true), out, &saved);
-  MemoryFfnBackward(d_out, x, groups(true), saved, dx);
+  MemoryFfnForward(Activation::kSilu, x, groups(true), out, &saved);
+  MemoryFfnBackward(Activation::kSilu, d_out, x, groups(true), saved, dx);
   for (int b = 0; b < 2; ++b) EXPECT_EQ(gradients[b].narrow(0, 0, 3 * r * d).abs().max().item<double>(), 0) << "layer 0 of block " << b;
 
   const torch::Tensor at = x.clone().requires_grad_(), w = blocks[1].narrow(0, 3 * r * d, 3 * r * d).view({3, r, d}).clone().requires_grad_();

@@ -39,7 +39,7 @@ TEST_F(WeightsTest, SaveAndLoadKeepEveryBit) {
   const auto weights = LoadAnchor(directory_.string(), torch::kFloat);
   ASSERT_TRUE(weights.ok()) << weights.status().ToString();
   EXPECT_EQ(weights->config.head_dim, 16);
-  EXPECT_EQ(weights->config.rope_theta, 1000.0);
+  EXPECT_EQ(weights->config.rope.theta, 1000.0);
   const std::string copy = (directory_ / "copy").string();
   ASSERT_TRUE(SaveAnchor(*weights, copy).ok());
   const auto again = LoadAnchor(copy, torch::kFloat);

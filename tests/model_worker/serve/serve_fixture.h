@@ -54,12 +54,12 @@ inline AnchorWeights TinyAnchor() {
   const int64_t d = 32, df = 48, vocab = 264;
   AnchorWeights weights;
   weights.config = {.architecture = "llama", .layers = 2, .hidden = d, .heads = 4, .kv_heads = 2, .head_dim = 8, .ffn_inner = df,
-                    .vocab = vocab, .context = 512};
+                    .vocab = vocab, .context = 512, .rotary_dim = 8};
   auto random = [](std::vector<int64_t> shape) { return torch::randn(shape) * 0.3; };
   weights.embedding = random({vocab, d});
   for (int64_t layer = 0; layer < weights.config.layers; ++layer) {
-    weights.layers.push_back({torch::ones({d}), torch::ones({d}), random({32, d}), random({16, d}), random({16, d}), random({d, 32}),
-                              random({df, d}), random({df, d}), random({d, df})});
+    weights.layers.push_back({.input_norm = torch::ones({d}), .q = random({32, d}), .k = random({16, d}), .v = random({16, d}), .o = random({d, 32}),
+                              .ffn_norm = torch::ones({d}), .gate = random({df, d}), .up = random({df, d}), .down = random({d, df})});
   }
   weights.final_norm = torch::ones({d});
   weights.head = weights.embedding;

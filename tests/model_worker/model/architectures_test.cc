@@ -1,0 +1,134 @@
+// Every architecture's tiny model (tests/golden/model/make_architectures.py) against transformers, and against itself: packed, cached, saved.
+#include <filesystem>
+
+#include "common/base/file.h"
+#include "model_worker/model/architecture.h"
+#include "model_worker/model/hf_config.h"
+#include "model_worker/model/weights.h"
+#include "tests/model_worker/model/golden.h"
+
+namespace membank {
+namespace {
+
+constexpr int64_t kWidth = 5, kEnds[] = {29, 33, 48};
+
+class ArchitecturesTest : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    torch::set_num_threads(2);
+    golden_ = ReadGolden(Folder() + "/golden.safetensors");
+    ASSERT_FALSE(golden_.empty());
+  }
+  static std::string Folder() { return std::string("architectures/") + GetParam(); }
+
+  Transformer Load(torch::Dtype dtype, bool train_anchor) {
+    auto weights = LoadAnchor(GoldenPath(Folder()), dtype);
+    EXPECT_TRUE(weights.ok()) << weights.status().ToString();
+    return Transformer(*std::move(weights), train_anchor);
+  }
+  RaggedBatch Batch(torch::Dtype dtype, bool memory, bool gradient = false) {
+    RaggedBatch batch;
+    batch.tokens = golden_["tokens"];
+    batch.segments = {{0, kEnds[0]}, {kEnds[0], kEnds[1]}, {kEnds[1], kEnds[2]}};
+    if (!memory) return batch;
+    MemoryGroup group{golden_["block"].to(dtype), {}, {{0, kEnds[2]}}};
+    if (gradient) group.gradient = torch::zeros({group.block.numel()}, torch::kFloat);
+    batch.memory = {{kWidth, {std::move(group)}}};
+    return batch;
+  }
+
+  std::map<std::string, torch::Tensor> golden_;
+};
+
+TEST_P(ArchitecturesTest, LogitsAndLossEqualTransformers) {
+  Transformer model = Load(torch::kFloat, false);
+  torch::NoGradGuard no_grad;
+  const torch::Tensor plain = model.Forward(Batch(torch::kFloat, false));
+  EXPECT_LE(MaxAbs(model.Logits(plain), golden_["plain_logits"]), 1e-5);
+  EXPECT_NEAR(model.Loss(plain, golden_["targets"]).item<double>(), golden_["plain_loss"].item<double>(), 2e-6);
+  const torch::Tensor hidden = model.Forward(Batch(torch::kFloat, true));
+  EXPECT_LE(MaxAbs(model.Logits(hidden), golden_["logits"]), 1e-5);
+  EXPECT_NEAR(model.Loss(hidden, golden_["targets"]).item<double>(), golden_["loss"].item<double>(), 2e-6);
+}
+
+TEST_P(ArchitecturesTest, GradientsEqualAutograd) {
+  for (const bool train_anchor : {true, false}) {
+    Transformer model = Load(torch::kFloat, train_anchor);
+    const RaggedBatch batch = Batch(torch::kFloat, true, true);
+    model.Loss(model.Forward(batch), golden_["targets"]).backward();
+    EXPECT_LE(MaxAbs(batch.memory[0].groups[0].gradient, golden_["gradient.block"]), 2e-6);
+    size_t parameters = 0;
+    for (const auto& [name, parameter] : model.weights().Named()) {
+      ++parameters;
+      ASSERT_EQ(parameter.grad().defined(), train_anchor) << name;
+      ASSERT_TRUE(golden_.count("gradient." + name)) << name;
+      if (!train_anchor) continue;
+      EXPECT_LE(MaxAbs(parameter.grad(), golden_["gradient." + name]), 2e-6) << name;
+    }
+    size_t expected = 0;
+    for (const auto& [name, tensor] : golden_) expected += name.rfind("gradient.", 0) == 0 && name != "gradient.block";
+    EXPECT_EQ(parameters, expected);
+  }
+}
+
+TEST_P(ArchitecturesTest, TenAdamWSteps) {
+  Transformer model = Load(torch::kFloat, true);
+  std::vector<torch::Tensor> parameters;
+  for (const auto& [name, parameter] : model.weights().Named()) parameters.push_back(parameter);
+  torch::optim::AdamW optimizer(parameters, torch::optim::AdamWOptions(1e-3).betas({0.9, 0.95}).weight_decay(0.1));
+  const RaggedBatch batch = Batch(torch::kFloat, true);
+  for (int64_t step = 0; step < 10; ++step) {
+    optimizer.zero_grad();
+    const torch::Tensor loss = model.Loss(model.Forward(batch), golden_["targets"]);
+    EXPECT_NEAR(loss.item<double>(), golden_["adamw_losses"][step].item<double>(), 1e-5) << "step " << step;
+    loss.backward();
+    optimizer.step();
+  }
+}
+
+TEST_P(ArchitecturesTest, Bf16ErrorIsNoLargerThanTransformers) {
+  Transformer model = Load(torch::kBFloat16, false);
+  torch::NoGradGuard no_grad;
+  const torch::Tensor logits = model.Logits(model.Forward(Batch(torch::kBFloat16, true)));
+  EXPECT_LE(Rms(logits, golden_["logits"]), 1.5 * golden_["bf16_error"].item<double>());
+}
+
+// A prefill and one token after the other, three sequences at once: windows and positions of the cached keys.
+TEST_P(ArchitecturesTest, CachedEqualsWhole) {
+  Transformer model = Load(torch::kFloat, false);
+  torch::NoGradGuard no_grad;
+  const torch::Tensor whole = model.Logits(model.Forward(Batch(torch::kFloat, true)));
+  int64_t begin = 0;
+  for (const int64_t end : kEnds) {
+    KvCache cache = model.NewCache(end - begin);
+    const int64_t prefill = (end - begin) / 2;
+    for (int64_t at = begin; at < end;) {
+      const int64_t next = at == begin ? begin + prefill : at + 1;
+      RaggedBatch batch;
+      batch.tokens = golden_["tokens"].narrow(0, at, next - at);
+      batch.segments = {{0, next - at, &cache}};
+      batch.memory = {{kWidth, {{golden_["block"], {}, {{0, next - at}}}}}};
+      EXPECT_LE(MaxAbs(model.Logits(model.Forward(batch)), whole.narrow(0, at, next - at)), 1e-5) << "token " << at;
+      at = next;
+    }
+    begin = end;
+  }
+}
+
+TEST_P(ArchitecturesTest, SaveAndLoadKeepEveryBit) {
+  const auto weights = LoadAnchor(GoldenPath(Folder()), torch::kFloat);
+  ASSERT_TRUE(weights.ok()) << weights.status().ToString();
+  const std::string copy = testing::TempDir() + "/architecture_" + GetParam() + "_" + std::to_string(::getpid());
+  ASSERT_TRUE(SaveAnchor(*weights, copy).ok());
+  const auto again = LoadAnchor(copy, torch::kFloat);
+  ASSERT_TRUE(again.ok()) << again.status().ToString();
+  EXPECT_EQ(again->fingerprint, weights->fingerprint);   // of the configuration and of every stored tensor
+  std::filesystem::remove_all(copy);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, ArchitecturesTest,
+                         testing::Values("llama3", "llama_linear", "qwen2", "qwen3", "gemma3", "gpt_neox", "gpt_neox_sequential", "openlm"),
+                         [](const auto& info) { return std::string(info.param); });
+
+}  // namespace
+}  // namespace membank
