@@ -13,6 +13,7 @@
 #include "common/rpc/slot_map_location.h"
 #include "memory_server/memory_service.h"
 #include "memory_server/options.h"
+#include "memory_server/patient_file_system.h"
 #include "memory_server/scrub.h"
 
 namespace membank {
@@ -79,7 +80,10 @@ absl::Status Run(const MemoryServerOptions& options) {
   work.services = {&service};
   work.about = fmt::format("bank '{}' ({}), server {} of slot map epoch {}, head step {}", spec.bank_id, shard->spec_hash(), options.server_id,
                            slot_map->epoch(), shard->Status().head_step);
-  work.drain = [&](absl::Time) { shard->Shutdown(); };  // calls that wait for a step end now; reads go on
+  work.drain = [&](absl::Time) {  // calls that wait for a step or for room on the disk end now; reads go on
+    StopWaitingForRoom();
+    shard->Shutdown();
+  };
   return process->ServeUntilStopped(work);
 }
 

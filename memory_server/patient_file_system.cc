@@ -5,6 +5,8 @@
 #include <rocksdb/file_system.h>
 #include <unistd.h>
 
+#include <atomic>
+
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "common/base/log.h"
@@ -16,7 +18,8 @@ using rocksdb::IODebugContext;
 using rocksdb::IOOptions;
 using rocksdb::IOStatus;
 
-constexpr absl::Duration kPatience = absl::Seconds(30), kLookAgain = absl::Milliseconds(100);
+constexpr absl::Duration kLookAgain = absl::Milliseconds(100), kTellAgain = absl::Seconds(30);
+std::atomic<bool> stopping{false};
 
 class PatientFile final : public rocksdb::FSWritableFileOwnerWrapper {
  public:
@@ -45,9 +48,12 @@ class PatientFile final : public rocksdb::FSWritableFileOwnerWrapper {
   void WaitForRoom(uint64_t bytes, const IOOptions& options, IODebugContext* debug) {
     if (bytes == 0) return;
     const uint64_t offset = target()->GetFileSize(options, debug);
-    const absl::Time deadline = absl::Now() + kPatience;
-    for (bool told = false; target()->Allocate(offset, bytes, options, debug).IsNoSpace() && absl::Now() < deadline; told = true) {
-      if (!told) LOG_WARN("{}: no room for {} bytes; waiting {} for space, reads go on", name_, bytes, absl::FormatDuration(kPatience));
+    absl::Time tell = absl::InfinitePast();
+    while (target()->Allocate(offset, bytes, options, debug).IsNoSpace() && !stopping.load()) {
+      if (absl::Now() >= tell) {
+        LOG_WARN("{}: no room for {} bytes; waiting for space, reads go on", name_, bytes);
+        tell = absl::Now() + kTellAgain;
+      }
       absl::SleepFor(kLookAgain);
     }
   }
@@ -80,6 +86,8 @@ rocksdb::Env* PatientEnv(Durable durable) {
   static rocksdb::Env* const later = rocksdb::NewCompositeEnv(std::make_shared<PatientFileSystem>(Durable::kLater)).release();
   return durable == Durable::kWhenSynced ? at_once : later;
 }
+
+void StopWaitingForRoom() { stopping.store(true); }
 
 absl::Status SyncFile(const std::string& path) {
   const int file = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);

@@ -8,6 +8,7 @@
 //
 // Exit 0: everything held; the last line is a JSON object of counts. Exit 1: the first violation on stderr.
 #include <chrono>
+#include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <random>
@@ -31,7 +32,11 @@ constexpr uint32_t kRanks = 2;
 constexpr uint64_t kRoundSteps = 4;  // at most, between a checkpoint and the restore of it
 constexpr size_t kMaxVersionsAtPurge = 150;  // each takes its time
 constexpr std::string_view kInt8 = "-int8";          // ends the names of versions that are
-constexpr auto kGiveUp = std::chrono::seconds(60);  // without progress
+const int kTimeScale = [] {  // as tests/testing/local_cluster.py
+  const char* const scale = std::getenv("MEMBANK_TIME_SCALE");
+  return scale != nullptr ? std::atoi(scale) : 1;
+}();
+const auto kGiveUp = std::chrono::seconds(60) * kTimeScale;  // without progress
 
 struct Options {
   std::string slot_map, stop_file;
@@ -55,7 +60,7 @@ auto Insist(const char* what, Call call) {
   for (const auto end = Clock::now() + kGiveUp;; std::this_thread::sleep_for(milliseconds(20))) {
     auto result = call();
     if (result.ok()) return *std::move(result);
-    Require(Clock::now() < end, "{}: no success within 60 s: {}", what, result.status().ToString());
+    Require(Clock::now() < end, "{}: no success within {} s: {}", what, kGiveUp.count(), result.status().ToString());
   }
 }
 
@@ -251,7 +256,7 @@ class Trainer {
       const absl::Status status = TryRecover();
       if (status.ok()) break;
       Require(!absl::IsDataLoss(status), "{}", status.ToString());
-      Require(Clock::now() < end, "no recovery within 60 s: {}", status.ToString());
+      Require(Clock::now() < end, "no recovery within {} s: {}", kGiveUp.count(), status.ToString());
     }
     Require(head_ >= committed_, "checkpoint c{} was acknowledged, the servers went back to step {}", committed_, head_);
     CheckBlocks(head_, "");

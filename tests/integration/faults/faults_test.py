@@ -209,12 +209,12 @@ def strike_disk(directory, choice, times):
         with cluster(directory, flags=["--free-space-watermark-bytes", str(16 << 20)]) as servers:
             servers.start()
             trainer = Trainer(servers.slot_map, choice.randrange(1 << 30))
-            for _ in range(times):
+            for i in range(times):
                 time.sleep(choice.uniform(0.3, 1))
                 with open(disk / "ballast", "wb") as ballast:
                     with contextlib.suppress(OSError):
                         os.posix_fallocate(ballast.fileno(), 0, shutil.disk_usage(disk).free - choice.choice([0, 1 << 20, 12 << 20]))
-                time.sleep(1)
+                time.sleep(40 if i % 50 == 49 else 1)  # the long form: also longer than anyone waits
                 trainer.check_alive()
                 for name in NAMES:
                     assert servers.running[name].poll() is None, f"{name} died on the full disk:\n{servers.log(name)}"
