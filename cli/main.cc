@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "cli/bake.h"
 #include "cli/bank.h"
 #include "cli/chat.h"
 #include "cli/checkpoint.h"
@@ -30,6 +31,7 @@ int Main(int argc, char** argv) {
   AddTreeCommand(app);
   AddCheckpointCommand(app);
   AddBankCommand(app);
+  AddBakeCommand(app);
   AddTrainCommand(app);
   AddGenerateCommand(app);
   AddChatCommand(app);

