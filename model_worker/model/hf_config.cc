@@ -161,7 +161,7 @@ void ReadQwen(Fields& fields, ModelConfig* c) {
 
 void ReadGemma(Fields& fields, ModelConfig* c) {
   fields.Only("hidden_activation", {"gelu_pytorch_tanh"});
-  for (const char* cap : {"final_logit_softcapping", "attn_logit_softcapping"}) fields.Only(cap, {});
+  for (const char* cap : {"final_logit_softcapping", "attn_logit_softcapping"}) fields.Only(cap, {nullptr});
   fields.Only("use_bidirectional_attention", {false});
   ReadSizes(fields, c);
   c->head_dim = c->rotary_dim = fields.Integer("head_dim", 256);

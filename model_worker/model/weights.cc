@@ -103,7 +103,7 @@ absl::Status CheckConfig(const ModelConfig& c, const std::string& where) {
   }
   if (c.head_dim % 2 != 0) return InvalidArgument("{}: head size {} is odd; RoPE needs an even one", where, c.head_dim);
   if (c.rotary_dim <= 0 || c.rotary_dim > c.head_dim || c.rotary_dim % 2 != 0) {
-    return InvalidArgument("{}: RoPE turns {} elements of heads of {}; allowed: an even number up to it", where, c.rotary_dim, c.head_dim);
+    return InvalidArgument("{}: RoPE turns {} of the {} elements of a head; allowed: an even number of them", where, c.rotary_dim, c.head_dim);
   }
   if (!(c.norm.epsilon > 0) || !(c.rope.theta > 0) || !(c.local_rope.theta > 0)) {
     return InvalidArgument("{}: norm epsilon {} and RoPE bases {} and {} must be positive", where, c.norm.epsilon, c.rope.theta, c.local_rope.theta);

@@ -2,8 +2,12 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "common/base/file.h"
+#include "gmock/gmock.h"
 #include "model_worker/model/bake.h"
+#include "model_worker/model/hf_config.h"
 #include "model_worker/model/weights.h"
+#include "nlohmann/json.hpp"
 #include "tests/model_worker/model/golden.h"
 
 namespace membank {
@@ -144,6 +148,71 @@ TEST_P(ArchitecturesTest, BakedEqualsFetched) {
   torch::NoGradGuard no_grad;
   EXPECT_LE(MaxAbs(model.Logits(model.Forward(Batch(torch::kFloat, false))), golden_["logits"]), 1e-5);
   if (kept == nullptr) std::filesystem::remove_all(folder);
+}
+
+// The same tiny models as GGUF files (make_gguf.py): every tensor as in the folder.
+class GgufTest : public testing::TestWithParam<const char*> {};
+
+TEST_P(GgufTest, TensorsEqualTheFolders) {
+  const std::string name = GetParam();
+  const auto folder = LoadAnchor(GoldenPath("architectures/" + name), torch::kFloat), file = LoadAnchor(GoldenPath("gguf/" + name + ".gguf"), torch::kFloat);
+  ASSERT_TRUE(folder.ok()) << folder.status().ToString();
+  ASSERT_TRUE(file.ok()) << file.status().ToString();
+  const auto expected = folder->Named(), found = file->Named();
+  ASSERT_EQ(found.size(), expected.size());
+  for (size_t i = 0; i < found.size(); ++i) {
+    EXPECT_EQ(found[i].first, expected[i].first);
+    EXPECT_LE(MaxAbs(found[i].second, expected[i].second), 2e-7) << found[i].first;   // gemma3's norms went through w + 1 - 1
+  }
+  if (name == "llama3") {
+    EXPECT_EQ(file->config.rope, (RopeForm{10000, "llama3", 8, 1, 4, 8192}));
+  }
+  if (name == "llama3" || name == "gemma3") return;   // the file's form has fixed numbers for RoPE scaling, window pattern and scale: real models test those
+  std::map<std::string, torch::Tensor> golden = ReadGolden("architectures/" + name + "/golden.safetensors");
+  Transformer model(*file, false);
+  RaggedBatch batch;
+  batch.tokens = golden["tokens"];
+  batch.segments = {{0, kEnds[0]}, {kEnds[0], kEnds[1]}, {kEnds[1], kEnds[2]}};
+  torch::NoGradGuard no_grad;
+  EXPECT_LE(MaxAbs(model.Logits(model.Forward(batch)), golden["plain_logits"]), 1e-5);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, GgufTest, testing::Values("llama3", "qwen2", "qwen3", "gemma3", "gpt_neox"),
+                         [](const auto& info) { return std::string(info.param); });
+
+// config.json of a folder with a field replaced or added.
+absl::Status ParseEdited(const std::string& folder, const std::string& field, const nlohmann::json& value) {
+  const std::string path = GoldenPath("architectures/" + folder) + "/config.json";
+  nlohmann::json json = nlohmann::json::parse(*ReadFile(path));
+  json[field] = value;
+  return ParseHuggingFaceConfig(json.dump(), path).status();
+}
+
+TEST(ConfigTest, WhatIsNotSupportedIsNamed) {
+  using testing::HasSubstr;
+  const auto refused = [](const std::string& folder, const std::string& field, const nlohmann::json& value, absl::StatusCode code, const std::string& says) {
+    const absl::Status status = ParseEdited(folder, field, value);
+    EXPECT_EQ(status.code(), code) << folder << " " << field << ": " << status.ToString();
+    EXPECT_THAT(std::string(status.message()), testing::AllOf(HasSubstr("config.json"), HasSubstr(says))) << folder << " " << field;
+  };
+  const auto unimplemented = absl::StatusCode::kUnimplemented, invalid = absl::StatusCode::kInvalidArgument;
+  refused("llama3", "hidden_act", "relu", unimplemented, "\"silu\"");
+  refused("llama3", "rope_parameters", {{"rope_type", "yarn"}, {"factor", 4}}, unimplemented, "\"llama3\"");
+  refused("llama3", "rope_parameters", {{"rope_type", "llama3"}, {"factor", 0}, {"original_max_position_embeddings", 16}}, invalid, "factor");
+  refused("llama3", "rope_parameters", {{"rope_type", "llama3"}, {"factor", 8}}, invalid, "original_max_position_embeddings");
+  refused("llama3", "num_key_value_heads", 3, invalid, "3 key-value heads");
+  refused("llama3", "num_hidden_layers", "two", invalid, "num_hidden_layers");
+  refused("qwen2", "layer_types", {"full_attention"}, invalid, "layer_types");
+  refused("qwen3", "layer_types", {"full_attention", "linear_attention"}, unimplemented, "linear_attention");
+  refused("gemma3", "sliding_window", nullptr, invalid, "sliding_window");
+  refused("gemma3", "attn_logit_softcapping", 50.0, unimplemented, "attn_logit_softcapping");
+  refused("gemma3", "query_pre_attn_scalar", 0, invalid, "attention scale");
+  refused("gpt_neox", "hidden_act", "silu", unimplemented, "gelu");
+  refused("gpt_neox", "rope_parameters", {{"partial_rotary_factor", 1.5}}, invalid, "RoPE turns 9 of");
+  refused("openlm", "model_norm", "default_layer_norm", unimplemented, "gain_only_layer_norm");
+  refused("openlm", "post_embed_norm", true, unimplemented, "post_embed_norm");
+  refused("openlm", "dim", nullptr, invalid, "dim");
+  EXPECT_TRUE(ParseEdited("openlm", "params_args_dict", nullptr).ok());
 }
 
 TEST(BakeTest, BlockOfAnotherSizeIsRefused) {
