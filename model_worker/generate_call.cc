@@ -6,7 +6,7 @@ namespace membank {
 namespace {
 
 std::string TokenBytes(const Tokenizer& tokenizer, int32_t id) {
-  return tokenizer.Decode(absl::MakeConstSpan(&id, 1), /*skip_special=*/false).value_or("");
+  return tokenizer.DecodeNext(id, /*skip_special=*/false).value_or("");
 }
 
 v1::FinishReason ToProto(FinishReason reason) {

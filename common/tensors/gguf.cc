@@ -264,6 +264,8 @@ absl::StatusOr<int64_t> GgufFile::GetInt(const std::string& key) const { return 
 
 absl::StatusOr<double> GgufFile::GetFloat(const std::string& key) const { return Get<double>(metadata_, key, "a float", file_->path()); }
 
+absl::StatusOr<bool> GgufFile::GetBool(const std::string& key) const { return Get<bool>(metadata_, key, "true or false", file_->path()); }
+
 absl::StatusOr<std::string> GgufFile::GetString(const std::string& key) const {
   return Get<std::string>(metadata_, key, "a string", file_->path());
 }
@@ -274,6 +276,10 @@ absl::StatusOr<std::vector<std::string>> GgufFile::GetStrings(const std::string&
 
 absl::StatusOr<std::vector<int64_t>> GgufFile::GetInts(const std::string& key) const {
   return GetArray<std::vector<int64_t>>(metadata_, key, "a list of whole numbers", file_->path());
+}
+
+absl::StatusOr<std::vector<double>> GgufFile::GetFloats(const std::string& key) const {
+  return GetArray<std::vector<double>>(metadata_, key, "a list of floats", file_->path());
 }
 
 absl::StatusOr<std::vector<float>> GgufFile::Dequantize(const std::string& name) const {

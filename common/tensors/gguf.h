@@ -32,9 +32,11 @@ class GgufFile {
   const std::map<std::string, GgufTensor>& tensors() const { return tensors_; }
   absl::StatusOr<int64_t> GetInt(const std::string& key) const;       // NOT_FOUND / INVALID_ARGUMENT name key and file
   absl::StatusOr<double> GetFloat(const std::string& key) const;
+  absl::StatusOr<bool> GetBool(const std::string& key) const;
   absl::StatusOr<std::string> GetString(const std::string& key) const;
   absl::StatusOr<std::vector<std::string>> GetStrings(const std::string& key) const;
   absl::StatusOr<std::vector<int64_t>> GetInts(const std::string& key) const;
+  absl::StatusOr<std::vector<double>> GetFloats(const std::string& key) const;
   // Dequantised, row-major. UNIMPLEMENTED names an unsupported type and the supported ones.
   absl::StatusOr<std::vector<float>> Dequantize(const std::string& name) const;
 

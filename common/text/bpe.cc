@@ -1,13 +1,10 @@
 #include "common/text/bpe.h"
 
-#include <utf8proc.h>
-
-#include <algorithm>
-#include <cstdlib>
-
 #include "absl/container/flat_hash_map.h"
 #include "common/base/status_macros.h"
-#include "common/text/split_pattern.h"
+#include "common/text/byte_tokens.h"
+#include "common/text/merge_queue.h"
+#include "common/text/pipeline.h"
 #include "common/text/utf8.h"
 
 namespace membank {
@@ -20,110 +17,59 @@ const char kQwen2Pattern[] = R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\
 
 namespace {
 
-// GPT-2's alphabet: printable bytes stand for themselves, the others for U+0100 and up, in order.
-bool IsPrintable(uint32_t byte) { return (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174; }
-
-std::vector<std::string> MakeByteAlphabet() {
-  std::vector<std::string> alphabet(256);
-  uint32_t next = 256;
-  for (uint32_t byte = 0; byte < 256; ++byte) AppendUtf8(IsPrintable(byte) ? byte : next++, alphabet[byte]);
-  return alphabet;
-}
-
-// The bytes that a token stands for; a spelling with characters outside the alphabet stands for itself.
-std::string TokenBytes(const std::string& spelling, const TokenMap& byte_of) {
-  std::string bytes;
-  for (std::string_view rest = spelling; !rest.empty();) {
-    const size_t length = NextUtf8(rest).length;
-    const auto found = byte_of.find(rest.substr(0, length));
-    if (found == byte_of.end()) return spelling;
-    bytes += static_cast<char>(found->second);
-    rest.remove_prefix(length);
-  }
-  return bytes;
-}
-
-struct Merge {
-  int32_t rank;
-  int32_t result;
-};
-
 uint64_t PairKey(int32_t left, int32_t right) { return static_cast<uint64_t>(left) << 32 | static_cast<uint32_t>(right); }
 
-class BpeTokenizer : public Tokenizer {
+class BpeModel : public TokenModel {
  public:
-  absl::Status Init(BpeDefinition definition, const std::string& source);
-
-  absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool parse_special) const override;
-  absl::StatusOr<std::string> Decode(absl::Span<const int32_t> ids, bool skip_special) const override;
-  int32_t vocab_size() const override { return vocabulary_.size(); }
-  int32_t eos_id() const override { return vocabulary_.eos_id(); }
-  int32_t bos_id() const override { return vocabulary_.bos_id(); }
-  bool IsSpecial(int32_t id) const override { return vocabulary_.IsSpecial(id); }
-  absl::StatusOr<int32_t> TokenId(std::string_view token) const override { return vocabulary_.TokenId(token); }
-  std::string Fingerprint() const override { return fingerprint_; }
+  absl::Status Init(const BpeDefinition& definition, const std::string& source);
+  absl::Status Encode(const std::vector<TextPiece>& pieces, std::vector<int32_t>& ids) const override;
 
  private:
-  // One word: a list of symbols, merged in place. Kept between words of a call so that memory is reused.
-  struct Word {
-    struct Symbol {
-      int32_t id, previous, next;   // positions; -1 at the ends; id -1: merged into its predecessor
-    };
-    struct Candidate {
-      int32_t rank, position, left, right, result;
-      bool operator<(const Candidate& other) const {   // the smallest rank, then the leftmost, is on top of the heap
-        return rank != other.rank ? rank > other.rank : position > other.position;
-      }
-    };
-    std::vector<Symbol> symbols;
-    std::vector<Candidate> heap;
-  };
+  absl::Status InitMerges(const BpeDefinition& definition, const std::string& source);
+  void SplitBytes(std::string_view piece, MergeQueue& word) const;
+  void SplitCharacters(std::string_view piece, MergeQueue& word) const;
+  const Merge* FindMerge(int32_t left, int32_t right) const {
+    const auto found = merges_.find(PairKey(left, right));
+    return found == merges_.end() ? nullptr : &found->second;
+  }
 
-  absl::Status InitMerges(const std::vector<std::pair<std::string, std::string>>& merges, const std::string& source);
-  void MakeFingerprint(const BpeDefinition& definition);
-  absl::Status EncodePlain(std::string_view text, std::vector<int32_t>& ids) const;
-  void EncodeWord(std::string_view bytes, Word& word, std::vector<int32_t>& ids) const;
-  void Consider(int32_t position, Word& word) const;
-
-  Vocabulary vocabulary_;
-  std::vector<SplitPattern> patterns_;
   absl::flat_hash_map<uint64_t, Merge> merges_;
-  int32_t id_of_byte_[256];           // -1: the vocabulary lacks it, and text loses it, as in Hugging Face's tokenizers
-  std::vector<std::string> bytes_;    // by id
-  TokenMap id_of_word_;               // only with ignore_merges_
-  bool nfc_ = false, ignore_merges_ = false;
-  std::string fingerprint_;
+  std::array<int32_t, 256> id_of_byte_;   // of single bytes (byte_level_) or of "<0x0A>"; -1 where the vocabulary lacks it
+  TokenMap id_of_character_;              // without byte_level_
+  TokenMap id_of_word_;                   // with ignore_merges_
+  bool byte_level_ = true, byte_fallback_ = false, fuse_unknown_ = false, ignore_merges_ = false;
+  int32_t unknown_ = -1;
 };
 
-absl::Status BpeTokenizer::Init(BpeDefinition definition, const std::string& source) {
-  MakeFingerprint(definition);
-  vocabulary_ = std::move(definition.vocabulary);
-  nfc_ = definition.nfc;
+absl::Status BpeModel::Init(const BpeDefinition& definition, const std::string& source) {
+  const Vocabulary& vocabulary = definition.vocabulary;
+  byte_level_ = definition.byte_level;
+  byte_fallback_ = definition.byte_fallback;
+  fuse_unknown_ = definition.fuse_unknown;
   ignore_merges_ = definition.ignore_merges;
-  for (const std::string& pattern : definition.split_patterns) {
-    absl::StatusOr<SplitPattern> compiled = SplitPattern::Compile(pattern);
-    if (!compiled.ok()) return Annotate(compiled.status(), source);
-    patterns_.push_back(*std::move(compiled));
+  unknown_ = definition.unknown;
+  if (byte_level_) {
+    for (size_t byte = 0; byte < 256; ++byte) id_of_byte_[byte] = vocabulary.Find(ByteAlphabet()[byte]);
+  } else {
+    id_of_byte_ = FindByteTokens(vocabulary);
   }
-  const std::vector<std::string> alphabet = MakeByteAlphabet();
-  TokenMap byte_of;
-  for (int32_t byte = 0; byte < 256; ++byte) {
-    byte_of[alphabet[byte]] = byte;
-    id_of_byte_[byte] = vocabulary_.Find(alphabet[byte]);
+  for (int32_t id = 0; id < vocabulary.size(); ++id) {
+    const std::string& spelling = vocabulary.spelling(id);
+    if (spelling.empty()) continue;
+    if (!byte_level_ && NextUtf8(spelling).length == spelling.size()) id_of_character_.emplace(spelling, id);
+    if (ignore_merges_ && !(byte_level_ && vocabulary.IsAdded(id))) {
+      id_of_word_.emplace(byte_level_ ? FromByteAlphabet(spelling) : spelling, id);
+    }
   }
-  for (int32_t id = 0; id < vocabulary_.size(); ++id) {
-    const std::string& spelling = vocabulary_.spelling(id);
-    bytes_.push_back(vocabulary_.IsAdded(id) ? spelling : TokenBytes(spelling, byte_of));
-    if (ignore_merges_ && !vocabulary_.IsAdded(id) && !spelling.empty()) id_of_word_.emplace(bytes_.back(), id);
-  }
-  return InitMerges(definition.merges, source);
+  return InitMerges(definition, source);
 }
 
-absl::Status BpeTokenizer::InitMerges(const std::vector<std::pair<std::string, std::string>>& merges, const std::string& source) {
-  merges_.reserve(merges.size());
-  for (size_t rank = 0; rank < merges.size(); ++rank) {
-    const auto& [left, right] = merges[rank];
-    const int32_t left_id = vocabulary_.Find(left), right_id = vocabulary_.Find(right), result = vocabulary_.Find(left + right);
+absl::Status BpeModel::InitMerges(const BpeDefinition& definition, const std::string& source) {
+  const Vocabulary& vocabulary = definition.vocabulary;
+  merges_.reserve(definition.merges.size());
+  for (size_t rank = 0; rank < definition.merges.size(); ++rank) {
+    const auto& [left, right] = definition.merges[rank];
+    const int32_t left_id = vocabulary.Find(left), right_id = vocabulary.Find(right), result = vocabulary.Find(left + right);
     if (left_id < 0 || right_id < 0 || result < 0) {
       return InvalidArgument("{}: merge {} joins '{}' and '{}', but '{}' is not in the vocabulary", source, rank, left, right,
                              left_id < 0 ? left : right_id < 0 ? right : left + right);
@@ -133,117 +79,95 @@ absl::Status BpeTokenizer::InitMerges(const std::vector<std::pair<std::string, s
   return absl::OkStatus();
 }
 
-void BpeTokenizer::MakeFingerprint(const BpeDefinition& definition) {
+absl::Status BpeModel::Encode(const std::vector<TextPiece>& pieces, std::vector<int32_t>& ids) const {
+  MergeQueue word;
+  for (const TextPiece& piece : pieces) {
+    if (const int32_t id = ignore_merges_ ? Lookup(id_of_word_, piece.text) : -1; id >= 0) {
+      ids.push_back(id);
+      continue;
+    }
+    word.Clear();
+    if (byte_level_) {
+      SplitBytes(piece.text, word);
+    } else {
+      SplitCharacters(piece.text, word);
+    }
+    word.Run([this](const MergeQueue::Symbol& left, const MergeQueue::Symbol& right) { return FindMerge(left.id, right.id); });
+    word.ForEach([&ids](const MergeQueue::Symbol& symbol) { ids.push_back(symbol.id); });
+  }
+  return absl::OkStatus();
+}
+
+// A byte that the vocabulary lacks is lost, as in Hugging Face's tokenizers.
+void BpeModel::SplitBytes(std::string_view piece, MergeQueue& word) const {
+  for (size_t i = 0; i < piece.size(); ++i) {
+    const int32_t id = id_of_byte_[static_cast<uint8_t>(piece[i])];
+    if (id >= 0) word.Add(id, static_cast<int32_t>(i), 1);
+  }
+}
+
+void BpeModel::SplitCharacters(std::string_view piece, MergeQueue& word) const {
+  int32_t unknown_begin = -1;   // of unknown characters not yet added
+  const auto add_unknown = [&](int32_t end) {
+    if (unknown_begin >= 0) word.Add(unknown_, unknown_begin, end - unknown_begin);
+    unknown_begin = -1;
+  };
+  std::vector<int32_t> bytes;
+  for (size_t at = 0, length = 0; at < piece.size(); at += length) {
+    const int32_t begin = static_cast<int32_t>(at);
+    length = NextUtf8(piece.substr(at)).length;
+    const std::string_view character = piece.substr(at, length);
+    if (const int32_t id = Lookup(id_of_character_, character); id >= 0) {
+      add_unknown(begin);
+      word.Add(id, begin, static_cast<int32_t>(length));
+      continue;
+    }
+    bytes.clear();
+    if (byte_fallback_ && AppendByteTokens(character, id_of_byte_, bytes)) {
+      for (size_t i = 0; i < bytes.size(); ++i) word.Add(bytes[i], begin + static_cast<int32_t>(i), 1);
+      continue;
+    }
+    if (unknown_ < 0) continue;
+    if (!fuse_unknown_) add_unknown(begin);
+    if (unknown_begin < 0) unknown_begin = begin;
+  }
+  add_unknown(static_cast<int32_t>(piece.size()));
+}
+
+std::string MakeFingerprint(const BpeDefinition& definition) {
   FingerprintBuilder builder;
-  builder.Add("byte-level BPE");
+  builder.Add(definition.byte_level ? "byte-level BPE" : "BPE");
   builder.Add(definition.vocabulary);
   for (const auto& [left, right] : definition.merges) {
     builder.Add(left);
     builder.Add(right);
   }
-  for (const std::string& pattern : definition.split_patterns) builder.Add(pattern);
-  builder.Add(int64_t{definition.nfc} * 2 + definition.ignore_merges);
-  fingerprint_ = builder.Finish();
-}
-
-absl::StatusOr<std::vector<int32_t>> BpeTokenizer::Encode(std::string_view text, bool parse_special) const {
-  RETURN_IF_ERROR(CheckUtf8(text));
-  std::vector<int32_t> ids;
-  ids.reserve(text.size() / 3);
-  for (const Vocabulary::Segment& segment : vocabulary_.Split(text, parse_special)) {
-    if (segment.id >= 0) {
-      ids.push_back(segment.id);
-    } else {
-      RETURN_IF_ERROR(EncodePlain(segment.text, ids));
-    }
+  for (const PreTokenizerStep& step : definition.pre_tokenizer) builder.Add(step.description);
+  const bool nfc = definition.normalizer.size() == 1 && definition.normalizer[0].description == "NFC";
+  if (!nfc) {
+    for (const NormalizerStep& step : definition.normalizer) builder.Add(step.description);
   }
-  return ids;
-}
-
-absl::Status BpeTokenizer::EncodePlain(std::string_view text, std::vector<int32_t>& ids) const {
-  std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> normalised(nullptr, std::free);
-  if (nfc_) {
-    utf8proc_uint8_t* out = nullptr;
-    const utf8proc_ssize_t size = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()),
-                                               &out, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
-    if (size < 0) return Internal("normalising {} bytes to NFC: {}", text.size(), utf8proc_errmsg(size));
-    normalised.reset(out);
-    text = {reinterpret_cast<const char*>(out), static_cast<size_t>(size)};
+  builder.Add(int64_t{nfc} * 2 + definition.ignore_merges);
+  if (!definition.byte_level) {
+    builder.Add(definition.unknown);
+    builder.Add(int64_t{definition.byte_fallback} * 2 + definition.fuse_unknown);
   }
-  std::vector<std::string_view> pieces = {text}, finer;
-  for (const SplitPattern& pattern : patterns_) {
-    finer.clear();
-    for (std::string_view piece : pieces) RETURN_IF_ERROR(pattern.Split(piece, finer));
-    pieces.swap(finer);
-  }
-  Word word;
-  for (std::string_view piece : pieces) EncodeWord(piece, word, ids);
-  return absl::OkStatus();
-}
-
-void BpeTokenizer::EncodeWord(std::string_view bytes, Word& word, std::vector<int32_t>& ids) const {
-  if (ignore_merges_) {
-    if (const auto found = id_of_word_.find(bytes); found != id_of_word_.end()) {
-      ids.push_back(found->second);
-      return;
-    }
-  }
-  std::vector<Word::Symbol>& symbols = word.symbols;
-  symbols.clear();
-  for (char byte : bytes) {
-    const int32_t id = id_of_byte_[static_cast<uint8_t>(byte)];
-    if (id < 0) continue;
-    const int32_t position = static_cast<int32_t>(symbols.size());
-    symbols.push_back({id, position - 1, position + 1});
-  }
-  if (symbols.empty()) return;
-  symbols.back().next = -1;
-
-  word.heap.clear();
-  for (int32_t i = 0; i + 1 < symbols.size(); ++i) Consider(i, word);
-  while (!word.heap.empty()) {
-    std::pop_heap(word.heap.begin(), word.heap.end());
-    const Word::Candidate best = word.heap.back();
-    word.heap.pop_back();
-    Word::Symbol& left = symbols[best.position];
-    if (left.id != best.left || left.next < 0 || symbols[left.next].id != best.right) continue;   // merged meanwhile
-    Word::Symbol& right = symbols[left.next];
-    left.id = best.result;
-    left.next = right.next;
-    right.id = -1;
-    if (left.next >= 0) symbols[left.next].previous = best.position;
-    if (left.previous >= 0) Consider(left.previous, word);
-    Consider(best.position, word);
-  }
-  for (int32_t i = 0; i >= 0; i = symbols[i].next) ids.push_back(symbols[i].id);
-}
-
-// Puts the pair that begins at `position` on the heap when it can be merged.
-void BpeTokenizer::Consider(int32_t position, Word& word) const {
-  const Word::Symbol& left = word.symbols[position];
-  if (left.next < 0) return;
-  const int32_t right = word.symbols[left.next].id;
-  const auto found = merges_.find(PairKey(left.id, right));
-  if (found == merges_.end()) return;
-  word.heap.push_back({found->second.rank, position, left.id, right, found->second.result});
-  std::push_heap(word.heap.begin(), word.heap.end());
-}
-
-absl::StatusOr<std::string> BpeTokenizer::Decode(absl::Span<const int32_t> ids, bool skip_special) const {
-  std::string text;
-  for (int32_t id : ids) {
-    RETURN_IF_ERROR(vocabulary_.CheckId(id));
-    if (!skip_special || !vocabulary_.IsSpecial(id)) text += bytes_[id];
-  }
-  return text;
+  return builder.Finish();
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> MakeBpeTokenizer(BpeDefinition definition, const std::string& source) {
-  auto tokenizer = std::make_unique<BpeTokenizer>();
-  RETURN_IF_ERROR(tokenizer->Init(std::move(definition), source));
-  return tokenizer;
+  auto model = std::make_unique<BpeModel>();
+  RETURN_IF_ERROR(model->Init(definition, source));
+  PipelineParts parts;
+  parts.fingerprint = MakeFingerprint(definition);
+  parts.decoder = definition.byte_level ? MakeDecoder(definition.vocabulary, {.byte_alphabet = true}) : std::move(definition.decoder);
+  parts.vocabulary = std::move(definition.vocabulary);
+  parts.normalizer = std::move(definition.normalizer);
+  parts.pre_tokenizer = std::move(definition.pre_tokenizer);
+  parts.model = std::move(model);
+  return MakePipeline(std::move(parts));
 }
 
 }  // namespace membank

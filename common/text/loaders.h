@@ -1,4 +1,4 @@
-// The two file forms of a tokenizer. UNIMPLEMENTED names what is not supported and lists what is.
+// The file forms of a tokenizer. UNIMPLEMENTED names what is not supported and lists what is.
 #pragma once
 
 #include <memory>
@@ -12,5 +12,8 @@ namespace membank {
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizerJson(const std::string& path);
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizerGguf(const std::string& path);
+
+// SentencePiece's .model file.
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizerSentencePiece(const std::string& path);
 
 }  // namespace membank

@@ -3,6 +3,8 @@
 
 #include <pcre2.h>
 
+#include <cctype>
+
 #include "common/base/status_macros.h"
 
 namespace membank {
@@ -50,7 +52,16 @@ absl::StatusOr<SplitPattern> SplitPattern::Compile(const std::string& pattern) {
   return result;
 }
 
-absl::Status SplitPattern::Split(std::string_view text, std::vector<std::string_view>& pieces) const {
+absl::StatusOr<SplitPattern> SplitPattern::CompileLiteral(const std::string& text) {
+  std::string pattern;
+  for (char c : text) {   // PCRE2 takes a backslash before any other ASCII character literally
+    if (static_cast<uint8_t>(c) < 0x80 && !std::isalnum(static_cast<uint8_t>(c))) pattern += '\\';
+    pattern += c;
+  }
+  return Compile(pattern);
+}
+
+absl::Status SplitPattern::Split(std::string_view text, std::vector<Part>& parts) const {
   const auto subject = reinterpret_cast<PCRE2_SPTR8>(text.data());
   const std::unique_ptr<pcre2_match_data_8, void (*)(pcre2_match_data_8*)> match(pcre2_match_data_create_8(1, nullptr), pcre2_match_data_free_8);
   size_t end = 0;   // of the last piece
@@ -63,11 +74,11 @@ absl::Status SplitPattern::Split(std::string_view text, std::vector<std::string_
     if (found < 0) return Internal("split pattern '{}' failed at byte {} of {}: {}", pattern_, end, text.size(), ErrorText(found));
     const PCRE2_SIZE* range = pcre2_get_ovector_pointer_8(match.get());
     if (range[1] <= range[0]) return InvalidArgument("split pattern '{}' matches the empty string", pattern_);
-    if (range[0] > end) pieces.push_back(text.substr(end, range[0] - end));
-    pieces.push_back(text.substr(range[0], range[1] - range[0]));
+    if (range[0] > end) parts.push_back({text.substr(end, range[0] - end), false});
+    parts.push_back({text.substr(range[0], range[1] - range[0]), true});
     end = range[1];
   }
-  if (end < text.size()) pieces.push_back(text.substr(end));
+  if (end < text.size()) parts.push_back({text.substr(end), false});
   return absl::OkStatus();
 }
 

@@ -1,5 +1,4 @@
-// A regular expression that cuts text into words: what it matches and what lies between matches are pieces ("isolated" in Hugging Face's
-// words). PCRE2 with UTF and UCP, compiled to machine code. Immutable after Compile; any thread.
+// A regular expression that cuts text into what it matches and what lies between matches. PCRE2 with UTF and UCP, compiled to machine code. Immutable after Compile; any thread.
 #pragma once
 
 #include <memory>
@@ -16,10 +15,15 @@ namespace membank {
 class SplitPattern {
  public:
   static absl::StatusOr<SplitPattern> Compile(const std::string& pattern);
+  static absl::StatusOr<SplitPattern> CompileLiteral(const std::string& text);   // matches the text itself
 
   const std::string& pattern() const { return pattern_; }
-  // Appends the pieces of `text`, which is valid UTF-8 (not checked again here: the caller has).
-  absl::Status Split(std::string_view text, std::vector<std::string_view>& pieces) const;
+  struct Part {
+    std::string_view text;   // not empty
+    bool matched;
+  };
+  // Appends the parts of `text`, which is valid UTF-8 (not checked again here: the caller has).
+  absl::Status Split(std::string_view text, std::vector<Part>& parts) const;
 
  private:
   std::string pattern_;

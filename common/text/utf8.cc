@@ -60,7 +60,7 @@ size_t FindInvalidUtf8(std::string_view text) {
 }
 
 absl::StatusOr<std::string> StreamDecoder::Push(int32_t id) {
-  absl::StatusOr<std::string> piece = tokenizer_.Decode(absl::MakeConstSpan(&id, 1));
+  absl::StatusOr<std::string> piece = tokenizer_.DecodeNext(id);
   if (!piece.ok()) return piece.status();
   pending_ += *piece;
   std::string complete;

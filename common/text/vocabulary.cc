@@ -2,8 +2,6 @@
 
 #include <xxhash.h>
 
-#include <algorithm>
-
 #include "common/base/status_macros.h"
 #include "common/text/tokenizer.h"
 
@@ -37,20 +35,12 @@ absl::StatusOr<Vocabulary> Vocabulary::Make(std::vector<std::pair<std::string, i
     result.spellings_[id] = std::move(spelling);
   }
   result.kinds_.resize(result.spellings_.size(), kPlain);
-  std::stable_sort(added.begin(), added.end(),
-                   [](const AddedToken& a, const AddedToken& b) { return a.content.size() > b.content.size(); });
-  for (uint32_t i = 0; i < added.size(); ++i) {
-    result.kinds_[added[i].id] = added[i].special ? kSpecial : kAdded;
-    result.added_by_byte_[static_cast<uint8_t>(added[i].content[0])].push_back(i);
-  }
+  for (const AddedToken& token : added) result.kinds_[token.id] = token.special ? kSpecial : kAdded;
   result.added_ = std::move(added);
   return result;
 }
 
-int32_t Vocabulary::Find(std::string_view spelling) const {
-  const auto found = ids_.find(spelling);
-  return found == ids_.end() ? -1 : found->second;
-}
+int32_t Vocabulary::Find(std::string_view spelling) const { return Lookup(ids_, spelling); }
 
 absl::StatusOr<int32_t> Vocabulary::TokenId(std::string_view token) const {
   const int32_t id = Find(token);
@@ -78,30 +68,6 @@ absl::Status Vocabulary::SetEnds(int32_t declared_eos, int32_t declared_bos) {
   return absl::OkStatus();
 }
 
-std::vector<Vocabulary::Segment> Vocabulary::Split(std::string_view text, bool parse_special) const {
-  std::vector<Segment> segments;
-  size_t begin = 0;   // of the plain text not yet cut off
-  for (size_t i = 0; i < text.size();) {
-    const AddedToken* match = nullptr;
-    for (uint32_t index : added_by_byte_[static_cast<uint8_t>(text[i])]) {
-      const AddedToken& token = added_[index];
-      if ((parse_special || !token.special) && text.compare(i, token.content.size(), token.content) == 0) {
-        match = &token;
-        break;
-      }
-    }
-    if (match == nullptr) {
-      ++i;
-      continue;
-    }
-    if (i > begin) segments.push_back({text.substr(begin, i - begin)});
-    segments.push_back({text.substr(i, match->content.size()), match->id});
-    begin = i += match->content.size();
-  }
-  if (begin < text.size()) segments.push_back({text.substr(begin)});
-  return segments;
-}
-
 absl::Status CheckUtf8(std::string_view text) {
   const size_t bad = FindInvalidUtf8(text);
   if (bad == std::string_view::npos) return absl::OkStatus();
@@ -125,6 +91,9 @@ void FingerprintBuilder::Add(const Vocabulary& vocabulary) {
   for (int32_t id = 0; id < vocabulary.size(); ++id) {
     Add(vocabulary.spelling(id));
     Add(int64_t{vocabulary.IsSpecial(id)} * 2 + vocabulary.IsAdded(id));
+  }
+  for (const AddedToken& token : vocabulary.added()) {
+    if (token.single_word || token.lstrip || token.rstrip) Add(int64_t{token.id} * 8 + token.single_word * 4 + token.lstrip * 2 + token.rstrip);
   }
 }
 

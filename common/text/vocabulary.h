@@ -1,30 +1,18 @@
-// What every kind of tokenizer shares: the table of tokens by spelling and by id, the tokens that are found in a text before anything
-// else (special and other added tokens), end and begin of text, the fingerprint. Immutable after loading; any thread.
+// What every kind of tokenizer shares: the table of tokens by spelling and by id, which of them are added and special, end and begin of
+// text, the fingerprint. Immutable after loading; any thread.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/text/added_tokens.h"
+#include "common/text/text_map.h"
 
 namespace membank {
-
-struct TextHash {
-  using is_transparent = void;
-  size_t operator()(std::string_view text) const;
-};
-using TokenMap = std::unordered_map<std::string, int32_t, TextHash, std::equal_to<>>;
-
-struct AddedToken {
-  int32_t id = 0;
-  std::string content;
-  bool special = false;   // recognised only on request, left out of decoded text
-};
 
 class Vocabulary {
  public:
@@ -47,21 +35,13 @@ class Vocabulary {
   // The end of text is found by name first (see LoadTokenizer); -1 where nothing is declared.
   absl::Status SetEnds(int32_t declared_eos, int32_t declared_bos);
 
-  struct Segment {
-    std::string_view text;
-    int32_t id = -1;   // of an added token; -1: plain text
-  };
-  // Cuts the text at added tokens, the leftmost and longest first.
-  std::vector<Segment> Split(std::string_view text, bool parse_special) const;
-
  private:
   enum Kind : uint8_t { kPlain, kAdded, kSpecial };
 
   TokenMap ids_;
   std::vector<std::string> spellings_;
   std::vector<Kind> kinds_;
-  std::vector<AddedToken> added_;                          // longest first
-  std::array<std::vector<uint32_t>, 256> added_by_byte_;   // indices into added_ by first byte, longest first
+  std::vector<AddedToken> added_;
   int32_t eos_id_ = -1, bos_id_ = -1;
 };
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "common/base/status_macros.h"
-#include "common/text/bert_normalizer.h"
-#include "common/text/utf8.h"
+#include "common/text/normalizer.h"
+#include "common/text/pipeline.h"
 
 namespace membank {
 namespace {
@@ -14,88 +14,51 @@ constexpr std::pair<std::string_view, std::string_view> kCleanups[] = {
     {" .", "."}, {" ?", "?"}, {" !", "!"}, {" ,", ","}, {" ' ", "'"}, {" n't", "n't"}, {" 'm", "'m"}, {" do not", " don't"},
     {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}};
 
-void ReplaceAll(std::string& text, std::string_view from, std::string_view to) {
-  for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size())) text.replace(at, from.size(), to);
-}
-
-class WordPieceTokenizer : public Tokenizer {
+class WordPieceModel : public TokenModel {
  public:
-  absl::Status Init(WordPieceDefinition definition, const std::string& source);
-
-  absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool parse_special) const override;
-  absl::StatusOr<std::string> Decode(absl::Span<const int32_t> ids, bool skip_special) const override;
-  int32_t vocab_size() const override { return vocabulary().size(); }
-  int32_t eos_id() const override { return vocabulary().eos_id(); }
-  int32_t bos_id() const override { return vocabulary().bos_id(); }
-  bool IsSpecial(int32_t id) const override { return vocabulary().IsSpecial(id); }
-  absl::StatusOr<int32_t> TokenId(std::string_view token) const override { return vocabulary().TokenId(token); }
-  std::string Fingerprint() const override { return fingerprint_; }
+  absl::Status Init(const WordPieceDefinition& definition, const std::string& source);
+  absl::Status Encode(const std::vector<TextPiece>& pieces, std::vector<int32_t>& ids) const override {
+    for (const TextPiece& piece : pieces) EncodeWord(piece.text, ids);
+    return absl::OkStatus();
+  }
 
  private:
-  const Vocabulary& vocabulary() const { return definition_.vocabulary; }
   void EncodeWord(std::string_view word, std::vector<int32_t>& ids) const;
 
-  WordPieceDefinition definition_;
-  BertRules rules_;
-  int32_t unknown_ = -1;
-  TokenMap continuing_;                   // pieces inside a word, without the prefix
+  TokenMap beginning_, continuing_;               // pieces that begin a word, and that continue one, without the prefix
   size_t longest_ = 0, longest_continuing_ = 0;   // bytes
-  std::string fingerprint_;
+  int32_t unknown_ = -1;
+  size_t max_word_characters_ = 0;
 };
 
-absl::Status WordPieceTokenizer::Init(WordPieceDefinition definition, const std::string& source) {
-  definition_ = std::move(definition);
-  rules_ = {definition_.handle_chinese_chars, definition_.strip_accents, definition_.lowercase};
-  unknown_ = vocabulary().Find(definition_.unknown);
-  if (unknown_ < 0) return InvalidArgument("{}: the unknown token '{}' is not in the vocabulary", source, definition_.unknown);
-  if (definition_.prefix.empty()) return Unimplemented("{}: WordPiece without a continuing_subword_prefix is not supported", source);
-  for (int32_t id = 0; id < vocabulary().size(); ++id) {
-    const std::string& spelling = vocabulary().spelling(id);
+absl::Status WordPieceModel::Init(const WordPieceDefinition& definition, const std::string& source) {
+  const Vocabulary& vocabulary = definition.vocabulary;
+  max_word_characters_ = definition.max_word_characters;
+  unknown_ = vocabulary.Find(definition.unknown);
+  if (unknown_ < 0) return InvalidArgument("{}: the unknown token '{}' is not in the vocabulary", source, definition.unknown);
+  if (definition.prefix.empty()) return Unimplemented("{}: WordPiece without a continuing_subword_prefix is not supported", source);
+  for (int32_t id = 0; id < vocabulary.size(); ++id) {
+    const std::string& spelling = vocabulary.spelling(id);
+    if (spelling.empty()) continue;
+    beginning_.emplace(spelling, id);
     longest_ = std::max(longest_, spelling.size());
-    if (spelling.size() <= definition_.prefix.size() || spelling.compare(0, definition_.prefix.size(), definition_.prefix) != 0) continue;
-    const auto [piece, inserted] = continuing_.emplace(spelling.substr(definition_.prefix.size()), id);
+    if (spelling.size() <= definition.prefix.size() || spelling.compare(0, definition.prefix.size(), definition.prefix) != 0) continue;
+    const auto [piece, inserted] = continuing_.emplace(spelling.substr(definition.prefix.size()), id);
     longest_continuing_ = std::max(longest_continuing_, piece->first.size());
   }
-  FingerprintBuilder builder;
-  builder.Add("WordPiece");
-  builder.Add(vocabulary());
-  builder.Add(definition_.unknown);
-  builder.Add(definition_.prefix);
-  builder.Add(static_cast<int64_t>(definition_.max_word_characters));
-  builder.Add(int64_t{rules_.handle_chinese_chars} * 4 + rules_.strip_accents * 2 + rules_.lowercase);
-  fingerprint_ = builder.Finish();
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<int32_t>> WordPieceTokenizer::Encode(std::string_view text, bool parse_special) const {
-  RETURN_IF_ERROR(CheckUtf8(text));
-  std::vector<int32_t> ids;
-  for (const Vocabulary::Segment& segment : vocabulary().Split(text, parse_special)) {
-    if (segment.id >= 0) {
-      ids.push_back(segment.id);
-      continue;
-    }
-    ASSIGN_OR_RETURN(const std::string normalised, BertNormalize(segment.text, rules_));
-    for (std::string_view word : BertWords(normalised)) EncodeWord(word, ids);
-  }
-  return ids;
-}
-
-void WordPieceTokenizer::EncodeWord(std::string_view word, std::vector<int32_t>& ids) const {
+void WordPieceModel::EncodeWord(std::string_view word, std::vector<int32_t>& ids) const {
   const auto begins = [](char c) { return (static_cast<uint8_t>(c) & 0xc0) != 0x80; };
   const size_t first = ids.size();
-  bool known = static_cast<size_t>(std::count_if(word.begin(), word.end(), begins)) <= definition_.max_word_characters;
+  bool known = static_cast<size_t>(std::count_if(word.begin(), word.end(), begins)) <= max_word_characters_;
   for (size_t at = 0; known && at < word.size();) {
     int32_t id = -1;
     size_t length = std::min(word.size() - at, at == 0 ? longest_ : longest_continuing_);
     for (; length > 0; --length) {
       if (at + length < word.size() && !begins(word[at + length])) continue;   // not at a character's end
-      const std::string_view piece = word.substr(at, length);
-      if (at == 0) {
-        id = vocabulary().Find(piece);
-      } else if (const auto found = continuing_.find(piece); found != continuing_.end()) {
-        id = found->second;
-      }
+      id = Lookup(at == 0 ? beginning_ : continuing_, word.substr(at, length));
       if (id >= 0) break;
     }
     known = id >= 0;
@@ -107,33 +70,48 @@ void WordPieceTokenizer::EncodeWord(std::string_view word, std::vector<int32_t>&
   ids.push_back(unknown_);
 }
 
-absl::StatusOr<std::string> WordPieceTokenizer::Decode(absl::Span<const int32_t> ids, bool skip_special) const {
-  std::string text;
-  bool begun = false;
-  for (int32_t id : ids) {
-    RETURN_IF_ERROR(vocabulary().CheckId(id));
-    if (skip_special && IsSpecial(id)) continue;
-    std::string piece = vocabulary().spelling(id);
-    if (begun && piece.compare(0, definition_.prefix.size(), definition_.prefix) == 0) {
-      piece.erase(0, definition_.prefix.size());
-    } else if (begun) {
-      piece = fmt::format(" {}", piece);
-    }
-    begun = true;
-    if (definition_.cleanup) {
-      for (const auto& [from, to] : kCleanups) ReplaceAll(piece, from, to);
-    }
-    text += piece;
+std::string Cleaned(std::string text, bool cleanup) {
+  if (cleanup) {
+    for (const auto& [from, to] : kCleanups) ReplaceAll(text, from, to);
   }
   return text;
+}
+
+Decoder MakeWordPieceDecoder(const WordPieceDefinition& definition) {
+  Decoder decoder;
+  for (int32_t id = 0; id < definition.vocabulary.size(); ++id) {
+    const std::string& spelling = definition.vocabulary.spelling(id);
+    const bool continues = spelling.compare(0, definition.prefix.size(), definition.prefix) == 0;
+    decoder.first.push_back(Cleaned(spelling, definition.cleanup));
+    decoder.next.push_back(Cleaned(continues ? spelling.substr(definition.prefix.size()) : fmt::format(" {}", spelling), definition.cleanup));
+  }
+  return decoder;
+}
+
+std::string MakeFingerprint(const WordPieceDefinition& definition) {
+  FingerprintBuilder builder;
+  builder.Add("WordPiece");
+  builder.Add(definition.vocabulary);
+  builder.Add(definition.unknown);
+  builder.Add(definition.prefix);
+  builder.Add(static_cast<int64_t>(definition.max_word_characters));
+  builder.Add(int64_t{definition.rules.handle_chinese_chars} * 4 + definition.rules.strip_accents * 2 + definition.rules.lowercase);
+  return builder.Finish();
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> MakeWordPieceTokenizer(WordPieceDefinition definition, const std::string& source) {
-  auto tokenizer = std::make_unique<WordPieceTokenizer>();
-  RETURN_IF_ERROR(tokenizer->Init(std::move(definition), source));
-  return tokenizer;
+  auto model = std::make_unique<WordPieceModel>();
+  RETURN_IF_ERROR(model->Init(definition, source));
+  PipelineParts parts;
+  parts.fingerprint = MakeFingerprint(definition);
+  parts.decoder = MakeWordPieceDecoder(definition);
+  parts.normalizer = {NormalizeBert(definition.rules)};
+  parts.pre_tokenizer = {SplitBertWords()};
+  parts.model = std::move(model);
+  parts.vocabulary = std::move(definition.vocabulary);
+  return MakePipeline(std::move(parts));
 }
 
 }  // namespace membank

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "common/text/bert_normalizer.h"
 #include "common/text/tokenizer.h"
 #include "common/text/vocabulary.h"
 
@@ -14,7 +15,7 @@ struct WordPieceDefinition {
   std::string unknown = "[UNK]";
   std::string prefix = "##";             // of a piece that continues a word
   size_t max_word_characters = 100;      // a longer word is unknown
-  bool handle_chinese_chars = true, strip_accents = true, lowercase = true;
+  BertRules rules = {true, true, true};
   bool cleanup = true;                   // decoding removes the space before punctuation and in English contractions
 };
 

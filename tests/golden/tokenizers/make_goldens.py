@@ -77,6 +77,6 @@ def small(name, digits, normalizer, ignore_merges, pre):
 
 
 write("smollm2", reference.smollm2())
-write("minilm", reference.minilm())
+write("minilm", reference.load(reference.MINILM))
 small("llama3", r"\p{N}{1,3}", None, True, "llama-bpe")
 small("qwen2", r"\p{N}", normalizers.NFC(), False, "qwen2")
