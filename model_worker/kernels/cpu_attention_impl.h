@@ -59,6 +59,12 @@ inline int64_t FirstKey(const AttentionShape& shape, int64_t position) {
   return shape.window > 0 && position >= shape.window ? position - shape.window + 1 : 0;
 }
 
+// The same within the tile of keys that begins at `key`; kTile when it sees none of them.
+inline int FirstOf(const AttentionShape& shape, int64_t position, int64_t key) {
+  const int64_t from = FirstKey(shape, position) - key;
+  return static_cast<int>(from < 0 ? 0 : Least(kTile, from));
+}
+
 // One tile of queries of one group of heads against all keys it may see.
 template <typename T>
 inline void AttendTile(const AttentionShape& shape, const AttentionSegment& s, int64_t kv_head, int64_t first) {
@@ -94,16 +100,16 @@ inline void AttendTile(const AttentionShape& shape, const AttentionSegment& s, i
       MatMul<false>(rows, kTile, d, q + h * kTile * width, width, k_t, kTile, p, kTile);
       for (int64_t r = 0; r < rows; ++r) {
         float* row = p + r * kTile;
-        const int64_t seen = Least(kTile, offset + first + r - key + 1);   // keys of this tile up to the row's own position
-        const int64_t from = FirstKey(shape, offset + first + r) - key;    // and from here
+        const int seen = static_cast<int>(Least(kTile, offset + first + r - key + 1));   // keys of this tile up to the row's own position
+        const int from = FirstOf(shape, offset + first + r, key);                        // and from here
         float& top = largest[h * kTile + r];
         float highest = top;
-        for (int64_t i = from > 0 ? from : 0; i < seen; ++i) highest = row[i] * scale > highest ? row[i] * scale : highest;
+        for (int i = from; i < seen; ++i) highest = row[i] * scale > highest ? row[i] * scale : highest;
         const float shrink = Exp(top - highest);
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < kTile; ++i) {
-          const float e = i < seen && i >= from ? Exp(row[i] * scale - highest) : 0.0f;
+        for (int i = 0; i < kTile; ++i) {   // `int`: as wide as the floats it masks
+          const float e = (i < seen) & (i >= from) ? Exp(row[i] * scale - highest) : 0.0f;
           row[i] = e;
           sum += e;
         }
@@ -253,11 +259,11 @@ inline void AttendBackward(const AttentionShape& shape, const AttentionSegment& 
         MatMul<false>(rows, kTile, d, q + at * width, width, k_t, kTile, p, kTile);
         MatMul<false>(rows, kTile, d, d_out + at * width, width, v_t, kTile, ds, kTile);
         for (int64_t r = 0; r < rows; ++r) {
-          const int64_t seen = Least(keys, offset + first + r - key + 1), from = FirstKey(shape, offset + first + r) - key;
+          const int seen = static_cast<int>(Least(keys, offset + first + r - key + 1)), from = FirstOf(shape, offset + first + r, key);
           const float log_total = log_sum[first + r], mean = delta[at + r];
 #pragma omp simd
-          for (int64_t i = 0; i < kTile; ++i) {
-            const float probability = i < seen && i >= from ? Exp(p[r * kTile + i] * scale - log_total) : 0.0f;
+          for (int i = 0; i < kTile; ++i) {
+            const float probability = (i < seen) & (i >= from) ? Exp(p[r * kTile + i] * scale - log_total) : 0.0f;
             p[r * kTile + i] = probability;
             ds[r * kTile + i] = probability * (ds[r * kTile + i] - mean) * scale;
           }

@@ -128,7 +128,7 @@ struct ActivationPoint {
   float value, slope;
 };
 template <Activation kActivation>
-inline ActivationPoint At(float x) {
+MEMBANK_INLINE ActivationPoint At(float x) {
   if constexpr (kActivation == Activation::kSilu) {
     const float s = Sigmoid(x);
     return {x * s, s * (1.0f + x * (1.0f - s))};
@@ -143,7 +143,7 @@ inline ActivationPoint At(float x) {
 }
 
 template <typename T, Activation kActivation>
-inline void ActivateRow(bool gated, int64_t inner, const T* in, T* h) {
+MEMBANK_INLINE void ActivateRow(bool gated, int64_t inner, const T* in, T* h) {
   if (gated) {
 #pragma omp simd
     for (int64_t i = 0; i < inner; ++i) Store(h, i, At<kActivation>(Load(in, i)).value * Load(in + inner, i));

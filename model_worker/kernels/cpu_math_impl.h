@@ -5,6 +5,9 @@
 #include <cmath>
 #include <cstdint>
 
+// In every loop, however many there are: a loop that calls is a loop that is not vectorised.
+#define MEMBANK_INLINE inline __attribute__((always_inline))
+
 namespace membank::MEMBANK_ISA {
 namespace {
 
@@ -12,17 +15,17 @@ struct BF16 {
   uint16_t bits;
 };
 
-inline float Load(const float* p, int64_t i) { return p[i]; }
-inline float Load(const BF16* p, int64_t i) { return std::bit_cast<float>(static_cast<uint32_t>(p[i].bits) << 16); }
-inline void Store(float* p, int64_t i, float value) { p[i] = value; }
-inline void Store(BF16* p, int64_t i, float value) {   // to nearest even; NaN stays NaN
+MEMBANK_INLINE float Load(const float* p, int64_t i) { return p[i]; }
+MEMBANK_INLINE float Load(const BF16* p, int64_t i) { return std::bit_cast<float>(static_cast<uint32_t>(p[i].bits) << 16); }
+MEMBANK_INLINE void Store(float* p, int64_t i, float value) { p[i] = value; }
+MEMBANK_INLINE void Store(BF16* p, int64_t i, float value) {   // to nearest even; NaN stays NaN
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   p[i].bits = static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
 }
 
 // Relative error below 2e-7; saturates instead of overflowing (exp(-88) is already nothing beside a softmax's largest term, 1).
-inline float Exp(float x) {
+MEMBANK_INLINE float Exp(float x) {
   x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);   // NaN stays NaN
   const float n = __builtin_rintf(x * 1.44269504088896341f);
   float r = x - n * 0.693359375f;
@@ -37,10 +40,10 @@ inline float Exp(float x) {
   return p * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
 }
 
-inline float Sigmoid(float x) { return 1.0f / (1.0f + Exp(-x)); }
+MEMBANK_INLINE float Sigmoid(float x) { return 1.0f / (1.0f + Exp(-x)); }
 
 // The standard normal distribution function, (1 + erf(x / sqrt 2)) / 2: Abramowitz and Stegun 7.1.26, absolute error below 1e-7.
-inline float NormalBelow(float x) {
+MEMBANK_INLINE float NormalBelow(float x) {
   const float z = (x < 0 ? -x : x) * 0.707106781186548f;
   const float t = 1.0f / (1.0f + 0.3275911f * z);
   float p = 1.061405429f;
