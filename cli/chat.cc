@@ -4,17 +4,19 @@
 #include <iostream>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_split.h"
 #include "cli/asking.h"
 #include "cli/command.h"
 #include "common/base/status_macros.h"
+#include "common/text/chat_template.h"
 
 namespace membank {
 namespace {
 
 struct ChatOptions : AskingOptions {
-  std::string system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
+  std::string system;
 };
 
 constexpr char kHelp[] =
@@ -23,12 +25,12 @@ constexpr char kHelp[] =
     "/reset                         forget the conversation\n"
     "/quit                          end\n";
 
-std::string Message(const std::string& role, const std::string& content) { return "<|im_start|>" + role + "\n" + content + "<|im_end|>\n"; }
-
 class Chat {
  public:
-  Chat(const ChatOptions& options, RouterClient& client, MemoryChoice memory)
-      : options_(options), client_(client), memory_(std::move(memory)), history_(Message("system", options.system)) {}
+  Chat(const ChatOptions& options, RouterClient& client, ChatTemplate chat, MemoryChoice memory)
+      : options_(options), client_(client), template_(std::move(chat)), memory_(std::move(memory)) {
+    Reset();
+  }
 
   // Reads lines until /quit or the end of the input.
   void Run() {
@@ -45,6 +47,11 @@ class Chat {
   }
 
  private:
+  void Reset() {
+    history_.clear();
+    if (!options_.system.empty()) history_.push_back({"system", options_.system});
+  }
+
   static bool Prompt() {
     fmt::print(stderr, "> ");
     return true;
@@ -69,7 +76,7 @@ class Chat {
         fmt::print(stderr, "{}\n", std::string(status.message()));
       }
     } else if (name == "/reset") {
-      history_ = Message("system", options_.system);
+      Reset();
     } else {
       fmt::print(stderr, "unknown command {}\n{}", name, kHelp);
     }
@@ -77,10 +84,17 @@ class Chat {
 
   // A turn that fails leaves the conversation as it was.
   void Ask(const std::string& line) {
+    std::vector<ChatMessage> messages = history_;
+    messages.push_back({"user", line});
+    absl::StatusOr<std::string> prompt = template_.Render(messages);
+    if (!prompt.ok()) {
+      fmt::print(stderr, "{}\n", std::string(prompt.status().message()));
+      return;
+    }
     RouterGenerateRequest request = options_.request;
-    request.prompt = history_ + Message("user", line) + "<|im_start|>assistant\n";
-    request.parse_special = true;
-    request.stop = {"<|im_end|>", "<|im_start|>"};
+    request.prompt = *std::move(prompt);
+    request.parse_special = template_.has_special_tokens();
+    request.stop = template_.stops();
     request.memory = memory_;
     if (memory_.mode == MemoryMode::kFetched) {
       request.memory.retrieve_on = line;
@@ -93,13 +107,15 @@ class Chat {
       fmt::print(stderr, "{}\n", std::string(reply.status().message()));
       return;
     }
-    history_ += Message("user", line) + Message("assistant", reply->text);
+    history_ = std::move(messages);
+    history_.push_back({"assistant", reply->text});
   }
 
   const ChatOptions& options_;
   RouterClient& client_;
+  const ChatTemplate template_;
   MemoryChoice memory_;
-  std::string history_;
+  std::vector<ChatMessage> history_;
 };
 
 absl::Status RunChat(const ChatOptions& options) {
@@ -107,7 +123,13 @@ absl::Status RunChat(const ChatOptions& options) {
   ASSIGN_OR_RETURN(memory.mode, ParseMemoryMode(options.memory));
   RETURN_IF_ERROR(SetPaths(options.paths, &memory));
   ASSIGN_OR_RETURN(const std::unique_ptr<RouterClient> client, RouterClient::Connect(options.router));
-  Chat(options, *client, std::move(memory)).Run();
+  ASSIGN_OR_RETURN(const RouterFacts facts, client->Status());
+  if (facts.chat_template.empty()) {
+    return Unimplemented("the chat template of the model '{}' is none of {}; start its worker with --chat-template and one of these", facts.model,
+                         ChatTemplate::kNames);
+  }
+  ASSIGN_OR_RETURN(ChatTemplate chat, ChatTemplate::ByName(facts.chat_template, facts.chat_system));
+  Chat(options, *client, std::move(chat), std::move(memory)).Run();
   return absl::OkStatus();
 }
 
@@ -116,9 +138,9 @@ absl::Status RunChat(const ChatOptions& options) {
 void AddChatCommand(CLI::App& app) {
   auto options = std::make_shared<ChatOptions>();
   options->request.max_tokens = 256;
-  CLI::App* command = app.add_subcommand("chat", "Talk with the model in the terminal (ChatML)");
+  CLI::App* command = app.add_subcommand("chat", "Talk with the model in the terminal");
   options->AddOptions(command);
-  command->add_option("--system", options->system, "the system message");
+  command->add_option("--system", options->system, "the system message; empty: what the model's own template says");
   SetAction(command, [options] { return RunChat(*options); });
 }
 

@@ -1,5 +1,6 @@
 // membank-worker: one anchor and one version of a bank, or of two stacked on each other, behind the WorkerService.
 #include <filesystem>
+#include <optional>
 
 #include "CLI/CLI.hpp"
 #include "common/base/log.h"
@@ -10,6 +11,7 @@
 #include "common/client/memory_client.h"
 #include "common/config/config.h"
 #include "common/rpc/service_process.h"
+#include "common/text/chat_template.h"
 #include "model_worker/memory/access_watch.h"
 #include "model_worker/options.h"
 #include "model_worker/serve/engine.h"
@@ -87,16 +89,28 @@ std::string ModelName(const WorkerOptions& options) {
   return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
 }
 
+// Nothing, with a warning, where the anchor's own template is none of ours.
+absl::StatusOr<std::optional<ChatTemplate>> FindChatTemplate(const WorkerOptions& options) {
+  if (options.chat_template != "auto") return ChatTemplate::ByName(options.chat_template);
+  const std::string& path = options.tokenizer.empty() ? options.anchor : options.tokenizer;
+  ASSIGN_OR_RETURN(std::optional<ChatTemplate> chat, LoadChatTemplate(path));
+  if (!chat.has_value()) {
+    LOG_WARN("{}: its chat template is none of {}; conversations are refused until --chat-template names one", path, ChatTemplate::kNames);
+  }
+  return chat;
+}
+
 absl::Status Run(const WorkerOptions& options) {
   ASSIGN_OR_RETURN(const std::unique_ptr<ServiceProcess> process, ServiceProcess::Start(options.service));
   ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, LoadTokenizer(options.tokenizer.empty() ? options.anchor : options.tokenizer));
+  ASSIGN_OR_RETURN(const std::optional<ChatTemplate> chat, FindChatTemplate(options));
   ASSIGN_OR_RETURN(const std::vector<Bank> banks, ConnectBanks(options));
   std::vector<ServedBank> served;
   for (const Bank& bank : banks) served.push_back({bank.memory.get(), bank.version, bank.access.get()});
   const DType dtype = options.dtype == "bf16" ? DType::kBF16 : DType::kF32;
   ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, LoadEngine(options.anchor, dtype, served, tokenizer.get(), ToEngineOptions(options)));
 
-  WorkerService service(engine.get(), tokenizer.get(), ModelName(options));
+  WorkerService service(engine.get(), tokenizer.get(), ModelName(options), chat);
   ServiceWork work;
   work.services = {&service};
   work.about = fmt::format("anchor {} ({}, {}), {}", ModelName(options), engine->facts().anchor_fingerprint, options.dtype, About(banks));

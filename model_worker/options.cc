@@ -36,7 +36,10 @@ bool NaturalLess(const std::string& a, const std::string& b) {
 void BindOptions(CLI::App& app, WorkerOptions* o) {
   BindOptions(app, &o->service);
   app.add_option("--anchor", o->anchor, "The anchor: a Hugging Face directory or a GGUF file");
-  app.add_option("--tokenizer", o->tokenizer, "tokenizer.json, or a directory or GGUF file with one; empty: the anchor's own");
+  app.add_option("--tokenizer", o->tokenizer, "tokenizer.json, SentencePiece .model, or a directory or GGUF file with one; empty: the anchor's own");
+  app.add_option("--chat-template", o->chat_template,
+                 "How conversations are written: chatml, llama3, llama3.1, llama3.2, gemma, plain; auto: as the anchor's own template, plain without one")
+      ->check(CLI::IsMember({"auto", "chatml", "llama3", "llama3.1", "llama3.2", "gemma", "plain"}));
   app.add_option("--model-name", o->model_name, "Name that status and clients see; empty: the last part of --anchor");
   app.add_option("--slot-map", o->slot_map, "File, or etcd://HOST:PORT[,HOST:PORT...]/KEY (etcds:// with TLS), that says which memory server has which slots");
   app.add_option("--memory-servers", o->memory_servers, "Addresses of the memory servers, when there is no slot map: a striped one")

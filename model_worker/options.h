@@ -18,6 +18,7 @@ namespace membank {
 struct WorkerOptions {
   std::string anchor;
   std::string tokenizer;
+  std::string chat_template = "auto";
   std::string model_name;
   ServiceOptions service = {.listen = "127.0.0.1:7201", .admin_listen = "127.0.0.1:7291", .memory_quota_bytes = 256ull << 20};
   std::string slot_map;

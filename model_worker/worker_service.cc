@@ -285,6 +285,10 @@ grpc::ServerUnaryReactor* WorkerService::GetStatus(grpc::CallbackServerContext* 
       FillBankStatus(facts.banks[i], versions[i], status.resident[i], reply->add_stacked());
     }
   }
+  if (chat_.has_value()) {
+    reply->set_chat_template(chat_->name());
+    reply->set_chat_system(chat_->system());
+  }
   reply->set_context(facts.context);
   reply->set_vocab(static_cast<uint32_t>(facts.vocab));
   reply->set_queued(status.queued);

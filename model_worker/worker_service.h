@@ -4,11 +4,13 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/base/thread_pool.h"
+#include "common/text/chat_template.h"
 #include "common/text/tokenizer.h"
 #include "membank/v1/worker.grpc.pb.h"
 #include "model_worker/serve/engine.h"
@@ -17,8 +19,9 @@ namespace membank {
 
 class WorkerService final : public v1::WorkerService::CallbackService {
  public:
-  WorkerService(Engine* engine, const Tokenizer* tokenizer, std::string model_name)
-      : engine_(engine), tokenizer_(tokenizer), model_name_(std::move(model_name)), drain_thread_(1), version_thread_(1) {}
+  // `chat`: the anchor's; nothing where it is none of ours.
+  WorkerService(Engine* engine, const Tokenizer* tokenizer, std::string model_name, std::optional<ChatTemplate> chat = std::nullopt)
+      : engine_(engine), tokenizer_(tokenizer), model_name_(std::move(model_name)), chat_(std::move(chat)), drain_thread_(1), version_thread_(1) {}
 
   grpc::ServerWriteReactor<v1::GenerateChunk>* Generate(grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override;
   grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context, const v1::ScoreRequest* request, v1::ScoreReply* reply) override;
@@ -47,6 +50,7 @@ class WorkerService final : public v1::WorkerService::CallbackService {
   Engine* const engine_;
   const Tokenizer* const tokenizer_;
   const std::string model_name_;
+  const std::optional<ChatTemplate> chat_;
   ThreadPool drain_thread_;    // Drain waits
   ThreadPool version_thread_;  // UseBankVersion asks the memory servers
 };

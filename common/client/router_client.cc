@@ -74,6 +74,8 @@ class GrpcRouterClient : public RouterClient {
       if (!worker.healthy()) continue;
       if (facts.healthy_workers++ > 0) continue;
       facts.model = worker.status().model();
+      facts.chat_template = worker.status().chat_template();
+      facts.chat_system = worker.status().chat_system();
       facts.bank_id = worker.status().bank().bank_id();
       facts.bank_version = worker.status().bank_version();
       if (worker.status().has_bank()) facts.banks.push_back(ToFacts(worker.status().bank(), facts.bank_version));

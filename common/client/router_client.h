@@ -81,6 +81,7 @@ struct RouterFacts {
   uint32_t fan_out = 0, depth = 0;           // of the first tree
   size_t healthy_workers = 0;
   std::string model, bank_id, bank_version;  // of the first healthy worker
+  std::string chat_template, chat_system;    // how its conversations are written; empty: it knows none of ours
   std::vector<BankFacts> banks;              // all of it
 };
 

@@ -15,8 +15,6 @@ constexpr size_t kMaxStops = 16;
 constexpr size_t kMaxBanks = 16;
 constexpr int64_t kMaxLogprobs = 20;
 constexpr int64_t kDefaultMaxTokens = 16, kDefaultChatTokens = 512;
-// What SmolLM2-Instruct's template says when the conversation has no system message.
-constexpr char kDefaultSystem[] = "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
 
 absl::StatusOr<std::vector<int32_t>> TokenIdsOf(const nlohmann::json& list, const std::string& name) {
   std::vector<int32_t> ids;
@@ -155,33 +153,22 @@ absl::StatusOr<std::string> ContentOf(const nlohmann::json& message, const std::
   return text;
 }
 
-// The ChatML prompt; `question` gets the last message of the user.
-absl::StatusOr<std::string> RenderChat(const JsonReader& reader, std::string* question) {
-  const nlohmann::json* messages = reader.Find("messages");
-  if (messages == nullptr || !messages->is_array() || messages->empty()) {
+absl::StatusOr<std::vector<ChatMessage>> ReadMessages(const JsonReader& reader) {
+  const nlohmann::json* list = reader.Find("messages");
+  if (list == nullptr || !list->is_array() || list->empty()) {
     return ParamError("messages", "messages must be a list of at least one {\"role\", \"content\"}");
   }
-  std::string prompt;
-  for (size_t i = 0; i < messages->size(); ++i) {
-    const std::string name = fmt::format("messages[{}]", i);
-    const nlohmann::json& message = (*messages)[i];
-    if (!message.is_object()) return ParamError(name, fmt::format("{} is a {}; an object is expected", name, message.type_name()));
-    std::string role;
-    RETURN_IF_ERROR(JsonReader(message, name + ".").Read("role", &role));
-    if (role == "developer") role = "system";
-    if (role != "system" && role != "user" && role != "assistant") {
-      return ParamError(name + ".role", fmt::format("{}.role is '{}'; system, user or assistant are expected", name, role));
-    }
-    ASSIGN_OR_RETURN(const std::string content, ContentOf(message, name + ".content"));
-    for (const char* control : {kChatStart, kChatEnd, "<|endoftext|>"}) {
-      // In a prompt that is read with special tokens it would end the message and begin another one's.
-      if (content.find(control) != std::string::npos) return ParamError(name + ".content", fmt::format("{}.content holds the control token {}", name, control));
-    }
-    if (i == 0 && role != "system") prompt += std::string(kChatStart) + "system\n" + kDefaultSystem + kChatEnd + "\n";
-    prompt += kChatStart + role + "\n" + content + kChatEnd + "\n";
-    if (role == "user") *question = content;
+  std::vector<ChatMessage> messages;
+  for (const nlohmann::json& entry : *list) {
+    const std::string name = fmt::format("messages[{}]", messages.size());
+    if (!entry.is_object()) return ParamError(name, fmt::format("{} is a {}; an object is expected", name, entry.type_name()));
+    ChatMessage message;
+    RETURN_IF_ERROR(JsonReader(entry, name + ".").Read("role", &message.role));
+    if (message.role == "developer") message.role = "system";
+    ASSIGN_OR_RETURN(message.content, ContentOf(entry, name + ".content"));
+    messages.push_back(std::move(message));
   }
-  return prompt + kChatStart + "assistant\n";
+  return messages;
 }
 
 }  // namespace
@@ -214,7 +201,7 @@ absl::StatusOr<CompletionRequest> ParseCompletionRequest(const std::string& body
   return request;
 }
 
-absl::StatusOr<CompletionRequest> ParseChatRequest(const std::string& body, bool can_resolve) {
+absl::StatusOr<CompletionRequest> ParseChatRequest(const std::string& body, bool can_resolve, const ChatTemplate& chat) {
   ASSIGN_OR_RETURN(const nlohmann::json object, ParseJsonObject(body));
   const JsonReader reader(object);
   CompletionRequest request;
@@ -232,11 +219,19 @@ absl::StatusOr<CompletionRequest> ParseChatRequest(const std::string& body, bool
   generate.mutable_sampling()->set_max_tokens(static_cast<uint32_t>(max_tokens));
   if (logprobs) generate.mutable_sampling()->set_logprobs(static_cast<uint32_t>(top_logprobs));
 
-  std::string question;
-  ASSIGN_OR_RETURN(std::string prompt, RenderChat(reader, &question));
-  generate.mutable_prompt()->set_text(std::move(prompt));
-  generate.mutable_prompt()->set_parse_special(true);
-  generate.mutable_sampling()->add_stop(kChatEnd);
+  ASSIGN_OR_RETURN(const std::vector<ChatMessage> messages, ReadMessages(reader));
+  absl::StatusOr<std::string> prompt = chat.Render(messages);
+  if (!prompt.ok()) {
+    const std::string problem(prompt.status().message());
+    return ParamError(problem.substr(0, problem.find(' ')), problem);
+  }
+  generate.mutable_prompt()->set_text(*std::move(prompt));
+  generate.mutable_prompt()->set_parse_special(chat.has_special_tokens());
+  for (const std::string& stop : chat.stops()) generate.mutable_sampling()->add_stop(stop);
+  std::string question;   // the last message of the user
+  for (const ChatMessage& message : messages) {
+    if (message.role == "user") question = message.content;
+  }
   v1::MemoryOptions& memory = *generate.mutable_memory();
   const bool fetched = memory.mode() == v1::MEMORY_MODE_FETCHED || memory.mode() == v1::MEMORY_MODE_UNSPECIFIED;
   if (can_resolve && fetched && memory.source_case() == v1::MemoryOptions::SOURCE_NOT_SET && !question.empty()) memory.set_retrieve_on(question);

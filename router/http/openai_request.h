@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/text/chat_template.h"
 #include "membank/v1/router.pb.h"
 
 namespace membank {
@@ -20,9 +21,9 @@ struct CompletionRequest {
 // POST /v1/completions: prompt is a string, a list of strings, of token ids, or of lists of token ids.
 absl::StatusOr<CompletionRequest> ParseCompletionRequest(const std::string& body);
 
-// POST /v1/chat/completions. The messages become one ChatML prompt; unless memory.path or memory.retrieve_on is given, the path is found
+// POST /v1/chat/completions. The messages become one prompt as `chat` writes it; unless memory.path or memory.retrieve_on is given, the path is found
 // (if the router can: `can_resolve`) by the last message of the user, not by the template around it.
-absl::StatusOr<CompletionRequest> ParseChatRequest(const std::string& body, bool can_resolve);
+absl::StatusOr<CompletionRequest> ParseChatRequest(const std::string& body, bool can_resolve, const ChatTemplate& chat);
 
 struct EmbeddingRequest {
   std::vector<std::string> texts;
@@ -33,8 +34,5 @@ absl::StatusOr<EmbeddingRequest> ParseEmbeddingRequest(const std::string& body);
 
 absl::StatusOr<v1::TokenizeRequest> ParseTokenizeRequest(const std::string& body);
 absl::StatusOr<v1::DetokenizeRequest> ParseDetokenizeRequest(const std::string& body);
-
-inline constexpr char kChatStart[] = "<|im_start|>";
-inline constexpr char kChatEnd[] = "<|im_end|>";
 
 }  // namespace membank

@@ -87,7 +87,10 @@ std::vector<HttpRoute> OpenAiService::Routes() {
       {"GET", "/v1/models", [this](const HttpRequest&) { return Models(); }},
       {"POST", "/v1/completions", [this](const HttpRequest& r) { return Complete(r, ParseCompletionRequest(r.body)); }},
       {"POST", "/v1/chat/completions",
-       [this](const HttpRequest& r) { return Complete(r, ParseChatRequest(r.body, router_.can_resolve())); }},
+       [this](const HttpRequest& r) {
+         const absl::StatusOr<ChatTemplate> chat = ServedChatTemplate();
+         return chat.ok() ? Complete(r, ParseChatRequest(r.body, router_.can_resolve(), *chat)) : ErrorResponse(chat.status());
+       }},
       {"POST", "/v1/embeddings", [this](const HttpRequest& r) { return Embeddings(r); }},
       {"POST", "/tokenize", [this](const HttpRequest& r) { return Tokenize(r); }},
       {"POST", "/detokenize", [this](const HttpRequest& r) { return Detokenize(r); }},
@@ -117,14 +120,26 @@ HttpResponse OpenAiService::Models() const {
   return JsonResponse({{"object", "list"}, {"data", list}});
 }
 
-// A router serves one anchor: it answers whatever model the client names, and the reply says which it was.
-absl::StatusOr<std::string> OpenAiService::ServedModel() const {
+absl::StatusOr<v1::WorkerStatus> OpenAiService::HealthyWorker() const {
   const v1::RouterStatus status = router_.Status();
   for (const v1::WorkerState& worker : status.workers()) {
-    if (worker.healthy()) return worker.status().model();
+    if (worker.healthy()) return worker.status();
   }
   RETURN_IF_ERROR(router_.Ready());
   return Unavailable("no worker can take the request");
+}
+
+// A router serves one anchor: it answers whatever model the client names, and the reply says which it was.
+absl::StatusOr<std::string> OpenAiService::ServedModel() const {
+  ASSIGN_OR_RETURN(const v1::WorkerStatus worker, HealthyWorker());
+  return worker.model();
+}
+
+absl::StatusOr<ChatTemplate> OpenAiService::ServedChatTemplate() const {
+  ASSIGN_OR_RETURN(const v1::WorkerStatus worker, HealthyWorker());
+  if (!worker.chat_template().empty()) return ChatTemplate::ByName(worker.chat_template(), worker.chat_system());
+  return Unimplemented("the chat template of the model '{}' is none of {}; start its worker with --chat-template and one of these", worker.model(),
+                       ChatTemplate::kNames);
 }
 
 HttpResponse OpenAiService::Complete(const HttpRequest& request, absl::StatusOr<CompletionRequest> parsed) {

@@ -30,7 +30,9 @@ class OpenAiService {
   HttpResponse Tokenize(const HttpRequest& request);
   HttpResponse Detokenize(const HttpRequest& request);
 
+  absl::StatusOr<v1::WorkerStatus> HealthyWorker() const;
   absl::StatusOr<std::string> ServedModel() const;
+  absl::StatusOr<ChatTemplate> ServedChatTemplate() const;
   absl::Status CompleteAll(CallScope& scope, const CompletionRequest& request, std::vector<Answer>* answers);
   std::shared_ptr<CallScope> Scope() const;
   std::string NewId(const char* prefix);

@@ -11,8 +11,8 @@ void RunHttpBody(std::string_view input) {
   const std::string body(pieces.Rest());
   switch (resource % 6) {
     case 0: (void)ParseCompletionRequest(body).ok(); break;
-    case 1: (void)ParseChatRequest(body, true).ok(); break;
-    case 2: (void)ParseChatRequest(body, false).ok(); break;
+    case 1: (void)ParseChatRequest(body, true, *ChatTemplate::ByName("chatml")).ok(); break;
+    case 2: (void)ParseChatRequest(body, false, *ChatTemplate::ByName("gemma")).ok(); break;
     case 3: (void)ParseEmbeddingRequest(body).ok(); break;
     case 4: (void)ParseTokenizeRequest(body).ok(); break;
     case 5: (void)ParseDetokenizeRequest(body).ok(); break;

@@ -25,6 +25,7 @@ class FakeWorker final : public v1::WorkerService::Service {
   std::atomic<int> fail_generate{0};        // a grpc::StatusCode for every call, 0 = none
   std::atomic<int> fail_after_tokens{-1};   // the stream breaks with UNAVAILABLE after so many
   std::atomic<bool> draining{false};
+  std::atomic<bool> knows_chat{true};       // a chat template that is ours
   std::string tree_fingerprint = "tree";
   bool has_private_bank = false;            // stacked on the first one
   std::atomic<bool> may_read_private{true};
@@ -81,6 +82,8 @@ class FakeWorker final : public v1::WorkerService::Service {
 
   grpc::Status GetStatus(grpc::ServerContext*, const v1::GetStatusRequest*, v1::WorkerStatus* status) override {
     status->set_model("fake-model");
+    if (knows_chat) status->set_chat_template("chatml");
+    status->set_chat_system("Be helpful.");
     status->set_context(2048);
     status->set_bank_version("v7");
     status->set_draining(draining);

@@ -166,7 +166,7 @@ TEST(ChatTest, RendersChatMlAndResolvesByTheQuestion) {
   EXPECT_THAT(served.paths.texts(), testing::ElementsAre("what?"));
   const v1::GenerateRequest request = served.fake().last_request();
   EXPECT_EQ(request.prompt().text(),
-            "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+            "<|im_start|>system\nBe helpful.<|im_end|>\n"
             "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n<|im_start|>user\nwhat?<|im_end|>\n<|im_start|>assistant\n");
   EXPECT_TRUE(request.prompt().parse_special());
   EXPECT_EQ(request.sampling().stop_tokens(0), FakeWorker::kChatEndToken);
@@ -191,6 +191,15 @@ TEST(ChatTest, ControlTokensInAMessageAreRefused) {
   Served served;
   const json error = served.Error(400, "/v1/chat/completions", R"({"messages":[{"role":"user","content":"x<|im_end|>y"}]})");
   EXPECT_EQ(error["param"], "messages[0].content");
+}
+
+TEST(ChatTest, AnUnknownTemplateIsNamed) {
+  Served served;
+  served.fake().knows_chat = false;
+  const std::string body = R"({"messages":[{"role":"user","content":"x"}],"max_tokens":1})";
+  while (served.Post("/v1/chat/completions", body).status == 200) std::this_thread::sleep_for(std::chrono::milliseconds(10));   // until it is polled
+  const json error = served.Error(501, "/v1/chat/completions", body);
+  EXPECT_THAT(error["message"].get<std::string>(), testing::HasSubstr("'fake-model' is none of chatml, llama3"));
 }
 
 struct BadRequest {
