@@ -11,12 +11,12 @@ void AddTlsOptions(CLI::App* command, std::string_view whose, TlsFiles* tls) {
   command->add_option("--tls-authority", tls->authority, fmt::format("PEM authorities of {} certificates; empty: no TLS", whose));
 }
 
-void MemoryServers::AddOptions(CLI::App* command) {
+void MemoryServers::AddOptions(CLI::App* command, bool required) {
   auto* group = command->add_option_group("memory servers", "where the bank is");
   const auto exists = [](const std::string& location) { return IsEtcdLocation(location) ? "" : CLI::ExistingFile(location); };
   group->add_option("--slot-map", slot_map, fmt::format("slot map, as `membank bank slots init` makes it: {}", kSlotMapLocations))->check(exists);
   group->add_option("--memory-servers", servers, "addresses host:port,host:port: a striped slot map in this order")->delimiter(',');
-  group->require_option(1);
+  group->require_option(required ? 1 : 0, 1);
   AddTlsOptions(command, "the servers'", &tls);
 }
 

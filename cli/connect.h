@@ -21,8 +21,9 @@ struct MemoryServers {
 
   TlsFiles tls;
 
-  // --slot-map FILE or etcd://... | --memory-servers a,b. Exactly one must be given. And AddTlsOptions().
-  void AddOptions(CLI::App* command);
+  // --slot-map FILE or etcd://... | --memory-servers a,b. Exactly one must be given; not `required`: at most one. And AddTlsOptions().
+  void AddOptions(CLI::App* command, bool required = true);
+  bool given() const { return !slot_map.empty() || !servers.empty(); }
   MemoryClientOptions Options() const;
   absl::StatusOr<std::unique_ptr<MemoryClient>> Connect() const;
 };

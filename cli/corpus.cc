@@ -57,6 +57,8 @@ void AddBuild(CLI::App& corpus) {
   command->add_option("--seed", build.seed, "Seed of the tree and of the shuffle");
   command->add_option("--sequence-length", build.sequence_length, "Most tokens of a training sequence; longer documents become several windows")
       ->check(CLI::Range(16, 1 << 20));
+  command->add_option("--held-out", build.held_out, "Share of the documents, chosen by their text, that goes to OUTPUT/held-out: a corpus of its own on the "
+                      "same tree, for `membank train --validation`")->check(CLI::Range(0.0, 0.5));
   command->add_option("--output", build.output, "Folder to write")->required();
   command->add_option("--pages", build.pages, "Also write the documents with their paths to this JSON Lines file");
   SetAction(command, [arguments, command, input, encoding]() -> absl::Status {

@@ -162,15 +162,8 @@ absl::StatusOr<Loaded> LoadModels(const CorpusBuildOptions& options) {
   return loaded;
 }
 
-}  // namespace
-
-absl::Status BuildCorpus(const CorpusBuildOptions& options) {
+absl::Status BuildFrom(const CorpusBuildOptions& options, const std::vector<Document>& documents) {
   const auto start = std::chrono::steady_clock::now();
-  ASSIGN_OR_RETURN(const LoadedDocuments loaded, LoadDocuments(options.sources));
-  const std::vector<Document>& documents = loaded.documents;
-  for (const auto& [extension, files] : loaded.skipped) {
-    fmt::print("not read: {} file{} {}\n", files, files == 1 ? "" : "s", extension.empty() ? "without extension" : "with extension " + extension);
-  }
   ASSIGN_OR_RETURN(const Loaded models, LoadModels(options));
   const std::string tokenizer_hash = TokenizerHash(*models.tokenizer);
   const std::string key =
@@ -213,6 +206,36 @@ absl::Status BuildCorpus(const CorpusBuildOptions& options) {
              corpus->info().tokens, corpus->size(), FormatDuration(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()));
   fmt::print("{}picture: {}/tree.svg\n", Summary(contents), options.output);
   return absl::OkStatus();
+}
+
+// Whether a document is held out depends on its text alone: a copy of it is on the same side, and more documents change nothing about it.
+bool IsHeldOut(const Document& document, double share) {
+  Hasher hasher;
+  hasher.Add(document.text);
+  const uint64_t bits = std::stoull(hasher.Hex().substr(0, 13), nullptr, 16);  // 52
+  return static_cast<double>(bits) * 0x1p-52 < share;
+}
+
+}  // namespace
+
+absl::Status BuildCorpus(const CorpusBuildOptions& options) {
+  ASSIGN_OR_RETURN(LoadedDocuments loaded, LoadDocuments(options.sources));
+  for (const auto& [extension, files] : loaded.skipped) {
+    fmt::print("not read: {} file{} {}\n", files, files == 1 ? "" : "s", extension.empty() ? "without extension" : "with extension " + extension);
+  }
+  if (options.held_out <= 0) return BuildFrom(options, loaded.documents);
+
+  std::vector<Document> kept, held_out;
+  for (Document& document : loaded.documents) (IsHeldOut(document, options.held_out) ? held_out : kept).push_back(std::move(document));
+  if (kept.empty() || held_out.empty())
+    return InvalidArgument("--held-out {} of {} documents leaves {} to hold out and {} to train on; both sides need some", options.held_out,
+                           kept.size() + held_out.size(), held_out.size(), kept.size());
+  RETURN_IF_ERROR(BuildFrom(options, kept));
+  CorpusBuildOptions other = options;
+  other.tree = options.tree.empty() ? options.output + "/tree.safetensors" : options.tree;
+  other.pages.clear();
+  other.output = options.output + "/held-out";
+  return BuildFrom(other, held_out);
 }
 
 }  // namespace membank

@@ -21,6 +21,7 @@ struct CorpusBuildOptions {
   uint64_t seed = 1;
   uint32_t steps = 20, examples_per_step = 6400;
   uint32_t sequence_length = 2048;
+  double held_out = 0;            // share of the documents that goes to `output`/held-out, a corpus of its own on the same tree
   std::string output;
   std::string pages;              // also write the documents with their paths here; empty: do not
 };

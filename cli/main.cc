@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "cli/anchor.h"
 #include "cli/bake.h"
 #include "cli/bank.h"
 #include "cli/chat.h"
@@ -30,6 +31,7 @@ int Main(int argc, char** argv) {
   AddCorpusCommand(app);
   AddTreeCommand(app);
   AddCheckpointCommand(app);
+  AddAnchorCommand(app);
   AddBankCommand(app);
   AddBakeCommand(app);
   AddTrainCommand(app);

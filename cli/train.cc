@@ -27,13 +27,17 @@ void RequestStop(int signal) {
 struct TrainCommand {
   TrainOptions options;
   MemoryServers servers;
-  std::string mode = "frozen", resume = "auto", prefetch = "on", dtype = "bf16";
+  std::string mode = "frozen", schedule = "cosine", decay_norms = "on", resume = "auto", prefetch = "on", dtype = "bf16";
   std::string gradient_dtype, optimizer = "adamw", decay = "touched", master_weights = "fp32";
 };
 
 absl::Status RunTrain(const TrainCommand& command) {
   TrainOptions options = command.options;
-  options.mode = command.mode == "cotrain" ? TrainMode::kCotrain : TrainMode::kFrozen;
+  for (const TrainMode mode : {TrainMode::kFrozen, TrainMode::kCotrain, TrainMode::kAnchor})
+    if (TrainModeName(mode) == command.mode) options.mode = mode;
+  for (const Schedule schedule : {Schedule::kCosine, Schedule::kWsd})
+    if (ScheduleName(schedule) == command.schedule) options.schedule = schedule;
+  options.decay_norms = command.decay_norms == "on";
   options.resume = command.resume == "auto";
   options.prefetch = command.prefetch == "on";
   ASSIGN_OR_RETURN(options.dtype, ParseDType(command.dtype));
@@ -45,10 +49,16 @@ absl::Status RunTrain(const TrainCommand& command) {
   for (const DecayPolicy policy : {DecayPolicy::kTouched, DecayPolicy::kMissed, DecayPolicy::kNone})
     if (DecayPolicyName(policy) == command.decay) options.decay = policy;
   options.master_weights = command.master_weights == "fp32";
-  ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, command.servers.Connect());
+  if (options.HasBank() != command.servers.given())
+    return InvalidArgument("--mode {} {}", command.mode, options.HasBank() ? "needs the bank's servers: give --slot-map or --memory-servers"
+                                                                           : "has no bank: leave --slot-map and --memory-servers out");
+  std::unique_ptr<MemoryClient> client;
+  if (options.HasBank()) {
+    ASSIGN_OR_RETURN(client, command.servers.Connect());
+  }
   std::signal(SIGINT, RequestStop);
   std::signal(SIGTERM, RequestStop);
-  ASSIGN_OR_RETURN(const TrainSummary summary, Train(options, *client, stop_requested));
+  ASSIGN_OR_RETURN(const TrainSummary summary, client != nullptr ? Train(options, *client, stop_requested) : TrainAnchorAlone(options, stop_requested));
   fmt::print("{}\n", summary.ToJson().dump());
   if (!summary.finished() && options.rank == 0)
     fmt::print(stderr, "stopped after step {} of {}; checkpoint {} is written. The same command with --output {} goes on from there.\n",
@@ -61,15 +71,15 @@ void AddWhatAndWhere(CLI::App* app, TrainCommand* command) {
   app->add_option("--anchor", o.anchor_path, "Hugging Face directory or GGUF file of the anchor")->required()->check(CLI::ExistingPath);
   app->add_option("--corpus", o.corpus_path, "directory that `membank corpus build` wrote")->required()->check(CLI::ExistingDirectory);
   app->add_option("--output", o.output, "run directory: log.jsonl, loss.svg, checkpoints/")->required();
-  command->servers.AddOptions(app);
+  command->servers.AddOptions(app, /*required=*/false);
   app->add_option("--resume", command->resume, "auto: continue the run in --output from its newest checkpoint; never: --output must hold no run")
       ->check(CLI::IsMember({"auto", "never"}))->capture_default_str();
 }
 
 void AddRecipe(CLI::App* app, TrainCommand* command) {
   TrainOptions& o = command->options;
-  app->add_option("--mode", command->mode, "frozen: only the bank learns; cotrain: the anchor learns with it")
-      ->check(CLI::IsMember({"frozen", "cotrain"}))->capture_default_str();
+  app->add_option("--mode", command->mode, "frozen: only the bank learns; cotrain: the anchor learns with it; anchor: the anchor learns alone, "
+                  "without a bank and its servers")->check(CLI::IsMember({"frozen", "cotrain", "anchor"}))->capture_default_str();
   auto* length = app->add_option_group("length", "how long");
   length->add_option("--steps", o.steps, "optimizer steps");
   length->add_option("--epochs", o.epochs, "passes over the corpus, rounded up to whole steps");
@@ -77,17 +87,25 @@ void AddRecipe(CLI::App* app, TrainCommand* command) {
   app->add_option("--batch-sequences", o.batch_sequences, "sequences of one step")->capture_default_str();
   app->add_option("--micro-batch-sequences", o.micro_batch_sequences, "sequences of one forward pass, 0 = all: less memory, the same step")
       ->capture_default_str();
-  app->add_option("--learning-rate", o.learning_rate, "of the blocks, after the warm-up")->capture_default_str();
-  app->add_option("--min-learning-rate", o.min_learning_rate, "at the end of the cosine")->capture_default_str();
+  app->add_option("--learning-rate", o.learning_rate, "of the blocks (with --mode anchor: of the anchor), after the warm-up")->capture_default_str();
+  app->add_option("--min-learning-rate", o.min_learning_rate, "of the last step")->capture_default_str();
   app->add_option("--anchor-learning-rate", o.anchor_learning_rate, "co-training: of the anchor, same schedule (default: --learning-rate)");
+  app->add_option("--schedule", command->schedule, "after the warm-up: cosine; wsd: constant, then linear over the last --cooldown-steps")
+      ->check(CLI::IsMember({"cosine", "wsd"}))->capture_default_str();
+  app->add_option("--cooldown-steps", o.cooldown_steps, "of --schedule wsd (default: a fifth of the steps)");
   app->add_option("--warmup-steps", o.warmup_steps, "linear warm-up")->capture_default_str();
-  app->add_option("--weight-decay", o.weight_decay, "decoupled; on the blocks of a step and on a co-trained anchor")->capture_default_str();
+  app->add_option("--weight-decay", o.weight_decay, "decoupled; on the blocks of a step and on a learning anchor")->capture_default_str();
+  app->add_option("--anchor-weight-decay", o.anchor_weight_decay, "of a learning anchor (default: --weight-decay)");
+  app->add_option("--decay-norms", command->decay_norms, "off: a learning anchor's norms and biases do not decay")->check(CLI::IsMember({"on", "off"}))
+      ->capture_default_str();
   app->add_option("--decay", command->decay, "weight decay falls on a block that a step touches: touched: once; missed: once for every step since it "
                   "was touched last; none: never")->check(CLI::IsMember({"touched", "missed", "none"}))->capture_default_str();
   app->add_option("--optimizer", command->optimizer, "of the blocks, at the memory servers: adamw; row-wise-adamw: one second moment per row of "
                   "512 or so parameters, 4 bytes less each; sgd")->check(CLI::IsMember({"adamw", "row-wise-adamw", "sgd"}))->capture_default_str();
   app->add_option("--master-weights", command->master_weights, "at the memory servers, beside the blocks of a bf16 bank: fp32; none: the payload "
                   "is rounded stochastically, 4 bytes less per parameter")->check(CLI::IsMember({"fp32", "none"}))->capture_default_str();
+  app->add_option("--z-loss", o.z_loss, "c: every target adds c * log(sum(exp(logits)))^2 to the loss that is minimised; the logged losses are without it")
+      ->capture_default_str();
   app->add_option("--clip", o.clip, "largest global norm of the gradient, memory and anchor together; 0 = off")->capture_default_str();
   app->add_option("--generic-probability", o.generic_probability,
                   "a sequence learns the generic memory instead of its path with this probability (default: 1/(k+1), the paper's)");
@@ -109,6 +127,10 @@ void AddRunning(CLI::App* app, TrainCommand* command) {
   app->add_option("--world-size", o.world_size, "ranks of the run, each started with the same settings")->envname("WORLD_SIZE")->capture_default_str();
   app->add_option("--rank-timeout", o.rank_timeout_seconds, "seconds that a rank waits for another one before it gives up, naming it")
       ->capture_default_str();
+  app->add_option("--validation", o.validation_path, "corpus of held-out documents (`membank corpus build --held-out`): its loss with fetched, generic and no "
+                  "memory goes to the log, the terminal and the picture")->check(CLI::ExistingDirectory);
+  app->add_option("--validate-every", o.validate_every, "steps; 0 = only after the last one")->capture_default_str();
+  app->add_option("--validation-sequences", o.validation_sequences, "of it, at most; 0 = all")->capture_default_str();
   app->add_option("--checkpoint-every", o.checkpoint_every, "steps; 0 = only at the start and the end")->capture_default_str();
   app->add_option("--keep-checkpoints", o.keep_checkpoints, "older ones are deleted, here and on every server, whatever the servers' own setting")->capture_default_str();
   app->add_option("--log-every", o.log_every, "steps between lines of log.jsonl")->capture_default_str();

@@ -203,14 +203,14 @@ void ActivateBackward(Activation activation, bool gated, int64_t rows, int64_t i
 }
 
 template <typename T>
-void CrossEntropy(int64_t rows, int64_t vocabulary, int64_t stride, void* logits_, const int64_t* targets, float scale, bool gradient,
-                  float* losses) {
+void CrossEntropy(int64_t rows, int64_t vocabulary, int64_t stride, void* logits_, const int64_t* targets, float scale, float z_loss,
+                  bool gradient, float* losses, float* log_sums) {
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < rows; ++row) {
     T* logits = static_cast<T*>(logits_) + row * stride;
     const int64_t target = targets[row];
     if (target < 0) {   // -100: not counted
-      losses[row] = 0;
+      losses[row] = log_sums[row] = 0;
       if (gradient) std::memset(logits, 0, static_cast<size_t>(vocabulary) * sizeof(T));
       continue;
     }
@@ -227,10 +227,12 @@ void CrossEntropy(int64_t rows, int64_t vocabulary, int64_t stride, void* logits
     }
     const float log_sum = largest + static_cast<float>(std::log(total));
     losses[row] = log_sum - Load(logits, target);
+    log_sums[row] = log_sum;
     if (!gradient) continue;
-    const float at_target = scale * (Exp(Load(logits, target) - log_sum) - 1.0f);
+    const float pull = 1.0f + 2.0f * z_loss * log_sum;   // d(log_sum + z_loss * log_sum^2) / d log_sum
+    const float at_target = scale * (pull * Exp(Load(logits, target) - log_sum) - 1.0f), rest = scale * pull;
 #pragma omp simd
-    for (int64_t i = 0; i < vocabulary; ++i) Store(logits, i, scale * Exp(Load(logits, i) - log_sum));
+    for (int64_t i = 0; i < vocabulary; ++i) Store(logits, i, rest * Exp(Load(logits, i) - log_sum));
     Store(logits, target, at_target);
   }
 }

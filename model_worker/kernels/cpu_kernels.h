@@ -89,9 +89,10 @@ struct CpuKernels {
   // y [rows, out] = x [rows, in] w^T, w [out, in]; for few rows (memory-bound).
   void (*linear)(int64_t rows, int64_t out, int64_t in, const void* x, const void* w, void* y);
   void (*memory_ffn)(Activation activation, int64_t width, int64_t d, const void* x, void* out, const std::vector<MemoryRows>& groups);
-  // logits [rows, V] become scale * (softmax - one_hot(target)) when `gradient`; losses[row] = -log p(target), 0 where target is -100.
-  void (*cross_entropy)(int64_t rows, int64_t vocabulary, int64_t stride, void* logits, const int64_t* targets, float scale, bool gradient,
-                        float* losses);
+  // losses[row] = -log p(target), log_sums[row] = log(sum(exp(logits))); both 0 where target is -100. When `gradient`, logits [rows, V] become
+  // scale * d(losses + z_loss * log_sums^2) / d logits.
+  void (*cross_entropy)(int64_t rows, int64_t vocabulary, int64_t stride, void* logits, const int64_t* targets, float scale, float z_loss,
+                        bool gradient, float* losses, float* log_sums);
   void (*accumulate)(int64_t n, const void* source, float* sum);   // sum += source
   void (*product)(const Product& product);
   // Lays out b (and n, k) of `product` once for many products. packed_bytes(n, k) bytes, aligned to 64.

@@ -203,21 +203,22 @@ torch::Tensor AttentionBackward(const torch::Tensor& qkv, const torch::Tensor& o
   return gradient;
 }
 
-torch::Tensor CrossEntropy(torch::Tensor& logits, const torch::Tensor& targets, double scale, bool gradient) {
+TokenLosses CrossEntropy(torch::Tensor& logits, const torch::Tensor& targets, double scale, double z_loss, bool gradient) {
   if (!OnCpuKernels(logits)) {
+    const torch::Tensor counted = targets.ne(-100);
+    const torch::Tensor log_sums = torch::logsumexp(logits.to(torch::kFloat), -1) * counted;
     const torch::Tensor losses = reference::CrossEntropy(logits, targets);
     if (gradient) {
-      const torch::Tensor counted = targets.ne(-100).unsqueeze(1);
-      torch::Tensor p = torch::softmax(logits.to(torch::kFloat), -1);
+      torch::Tensor p = torch::softmax(logits.to(torch::kFloat), -1) * (1 + 2 * z_loss * log_sums).unsqueeze(1);
       p.scatter_add_(1, targets.clamp_min(0).unsqueeze(1), torch::full({targets.size(0), 1}, -1.0, p.options()));
-      logits.copy_(p * counted * scale);
+      logits.copy_(p * counted.unsqueeze(1) * scale);
     }
-    return losses;
+    return {losses, log_sums};
   }
-  torch::Tensor losses = torch::empty({logits.size(0)}, logits.options().dtype(torch::kFloat));
+  torch::Tensor losses = torch::empty({logits.size(0)}, logits.options().dtype(torch::kFloat)), log_sums = torch::empty_like(losses);
   KernelsFor(logits).cross_entropy(logits.size(0), logits.size(1), logits.stride(0), Data(logits), targets.data_ptr<int64_t>(), static_cast<float>(scale),
-                                   gradient, losses.data_ptr<float>());
-  return losses;
+                                   static_cast<float>(z_loss), gradient, losses.data_ptr<float>(), log_sums.data_ptr<float>());
+  return {losses, log_sums};
 }
 
 void Accumulate(torch::Tensor sum, const torch::Tensor& source) {

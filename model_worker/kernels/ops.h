@@ -69,9 +69,12 @@ torch::Tensor Attention(const torch::Tensor& qkv, const Heads& shape, const std:
 torch::Tensor AttentionBackward(const torch::Tensor& qkv, const torch::Tensor& out, const torch::Tensor& d_out, const Heads& shape,
                                 const std::vector<AttentionRows>& segments, const std::vector<torch::Tensor>& log_sums);
 
-// Losses [n] fp32 of targets [n] (-100: 0). With `gradient`, logits [n, V] (rows may be strided) turn into scale * (softmax - one_hot) in
-// place.
-torch::Tensor CrossEntropy(torch::Tensor& logits, const torch::Tensor& targets, double scale, bool gradient);
+// Losses and logits' log-sums [n] fp32 of targets [n] (-100: 0). With `gradient`, logits [n, V] (rows may be strided) turn into
+// scale * d(losses + z_loss * log_sums^2) / d logits in place.
+struct TokenLosses {
+  torch::Tensor losses, log_sums;
+};
+TokenLosses CrossEntropy(torch::Tensor& logits, const torch::Tensor& targets, double scale, double z_loss, bool gradient);
 
 // sum += source, where sum may be fp32 beside a bf16 source.
 void Accumulate(torch::Tensor sum, const torch::Tensor& source);

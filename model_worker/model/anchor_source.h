@@ -25,6 +25,9 @@ class AnchorSource {
   virtual std::string Origin() const { return ""; }
 };
 
+// All tensors that the configuration of `source` asks for, without fingerprint and origin.
+absl::StatusOr<AnchorWeights> ReadAnchor(const AnchorSource& source, torch::Dtype dtype, torch::Device device);
+
 absl::StatusOr<std::unique_ptr<AnchorSource>> OpenHuggingFace(const std::string& directory);
 absl::StatusOr<std::unique_ptr<AnchorSource>> OpenGguf(const std::string& path);
 

@@ -45,17 +45,18 @@ torch::Tensor ForwardWithGraph(Stack* stack, const RaggedBatch& batch, bool trai
 }
 
 struct LossGradients {
-  torch::Tensor loss, d_hidden, d_head;
+  torch::Tensor loss, z_share, d_hidden, d_head;
 };
 
 // Chunk by chunk: logits, softmax gradient in their place, products back.
 LossGradients ChunkedLoss(const torch::Tensor& hidden, const Projection& head, const torch::Tensor& targets, double scale,
-                          bool want_hidden, bool want_head) {
+                          double z_loss, bool want_hidden, bool want_head) {
   constexpr int64_t kLogits = int64_t{12} << 20;   // elements of logits at a time
   const int64_t rows = hidden.size(0), vocabulary = head.w().size(0);
   const int64_t chunk = std::clamp<int64_t>(kLogits / vocabulary, 16, 1024);
   LossGradients result;
   result.loss = torch::zeros({}, hidden.options().dtype(torch::kDouble));
+  result.z_share = torch::zeros_like(result.loss);
   if (want_hidden) result.d_hidden = torch::empty_like(hidden);
   if (want_head) result.d_head = torch::zeros({vocabulary, hidden.size(1)}, hidden.options().dtype(torch::kFloat));
   // One for all chunks: no new pages. Rows a line longer than the vocabulary, which is a multiple of 4 KB as often as not: rows of the
@@ -67,11 +68,14 @@ LossGradients ChunkedLoss(const torch::Tensor& hidden, const Projection& head, c
     torch::Tensor logits = buffer.narrow(0, 0, n);                                   // [n, V]
     head.ForwardOut(logits, x);
     const bool gradient = want_hidden || want_head;
-    result.loss += CrossEntropy(logits, targets.narrow(0, first, n), scale, gradient).sum(torch::kDouble);
+    const TokenLosses tokens = CrossEntropy(logits, targets.narrow(0, first, n), scale, z_loss, gradient);
+    result.loss += tokens.losses.sum(torch::kDouble);
+    if (z_loss > 0) result.z_share += tokens.log_sums.square().sum(torch::kDouble);
     if (want_hidden) head.InputGradientOut(result.d_hidden.narrow(0, first, n), logits);
     if (want_head) Accumulate(result.d_head, torch::mm(logits.t(), x));
   }
-  result.loss = (result.loss * scale).to(torch::kFloat);
+  result.z_share *= z_loss * scale;
+  result.loss = (result.loss * scale + result.z_share).to(torch::kFloat);
   if (want_head) result.d_head = result.d_head.to(hidden.scalar_type());
   return result;
 }
@@ -79,8 +83,9 @@ LossGradients ChunkedLoss(const torch::Tensor& hidden, const Projection& head, c
 struct LossFunction : torch::autograd::Function<LossFunction> {
   // `w` is head.w(): autograd must see the tensor.
   static torch::Tensor forward(AutogradContext* ctx, const torch::Tensor& hidden, const torch::Tensor& w, const Projection& head,
-                               const torch::Tensor& targets, double scale) {
-    LossGradients result = ChunkedLoss(hidden, head, targets, scale, hidden.requires_grad(), w.requires_grad());
+                               const torch::Tensor& targets, double scale, double z_loss, double* z_share) {
+    LossGradients result = ChunkedLoss(hidden, head, targets, scale, z_loss, hidden.requires_grad(), w.requires_grad());
+    if (z_share != nullptr) *z_share = result.z_share.item<double>();
     ctx->saved_data["d_hidden"] = result.d_hidden;
     ctx->saved_data["d_head"] = result.d_head;
     return result.loss;
@@ -91,7 +96,7 @@ struct LossFunction : torch::autograd::Function<LossFunction> {
       const torch::Tensor gradient = ctx->saved_data[name].toTensor();
       return gradient.defined() ? gradient.mul_(d_loss[0].to(gradient.scalar_type())) : gradient;
     };
-    return {scaled("d_hidden"), scaled("d_head"), torch::Tensor(), torch::Tensor(), torch::Tensor()};
+    return {scaled("d_hidden"), scaled("d_head"), torch::Tensor(), torch::Tensor(), torch::Tensor(), torch::Tensor(), torch::Tensor()};
   }
 };
 
@@ -162,14 +167,16 @@ torch::Tensor Transformer::Logits(const torch::Tensor& hidden) {
   return (graph ? torch::linear(hidden, weights_->head) : head_->Forward(hidden.contiguous())).to(torch::kFloat);
 }
 
-torch::Tensor Transformer::Loss(const torch::Tensor& hidden, const torch::Tensor& targets, double denominator) {
+torch::Tensor Transformer::Loss(const torch::Tensor& hidden, const torch::Tensor& targets, double denominator, double z_loss, double* z_share) {
   if (denominator <= 0) denominator = std::max<double>(1.0, targets.ne(-100).sum().item<double>());
   const torch::Tensor rows = hidden.contiguous(), labels = targets.contiguous();
   if (torch::GradMode::is_enabled() && (hidden.requires_grad() || weights_->head.requires_grad())) {
-    return LossFunction::apply(rows, weights_->head, *head_, labels, 1.0 / denominator);
+    return LossFunction::apply(rows, weights_->head, *head_, labels, 1.0 / denominator, z_loss, z_share);
   }
   torch::NoGradGuard no_grad;
-  return ChunkedLoss(rows, *head_, labels, 1.0 / denominator, false, false).loss;
+  const LossGradients result = ChunkedLoss(rows, *head_, labels, 1.0 / denominator, z_loss, false, false);
+  if (z_share != nullptr) *z_share = result.z_share.item<double>();
+  return result.loss;
 }
 
 KvCache Transformer::NewCache(int64_t capacity) const {

@@ -129,8 +129,10 @@ class Transformer {
   // [n, d] -> [n, V], fp32.
   torch::Tensor Logits(const torch::Tensor& hidden);
   // Mean negative log-likelihood over targets != -100 divided by `denominator` (<= 0: by their number); chunked over rows so that
-  // the [N, V] logits of a long batch never exist at once.
-  torch::Tensor Loss(const torch::Tensor& hidden, const torch::Tensor& targets, double denominator = 0);
+  // the [N, V] logits of a long batch never exist at once. With `z_loss` c each target adds c * log(sum(exp(logits)))^2: its share of the
+  // result is also put where `z_share` points.
+  torch::Tensor Loss(const torch::Tensor& hidden, const torch::Tensor& targets, double denominator = 0, double z_loss = 0,
+                     double* z_share = nullptr);
 
   KvCache NewCache(int64_t capacity) const;
   const ModelConfig& config() const { return weights_->config; }

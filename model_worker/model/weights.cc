@@ -131,6 +131,21 @@ std::string CanonicalConfig(const ModelConfig& c) {
 
 std::string ShapeText(const std::vector<int64_t>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
 
+absl::StatusOr<AnchorWeights> ReadAnchor(const AnchorSource& source, torch::Dtype dtype, torch::Device device) {
+  AnchorWeights weights;
+  weights.config = source.config();
+  const ModelConfig& c = weights.config;
+  Reader reader(source, dtype, device);
+  const OuterNames names = OuterNamesOf(c);
+  weights.embedding = reader.Read(names.embedding, {c.vocab, c.hidden});
+  for (int64_t i = 0; i < c.layers && reader.status().ok(); ++i) weights.layers.push_back(ReadLayer(reader, c, i));
+  weights.final_norm = reader.Read(names.final_norm, {c.hidden});
+  if (c.norm_bias) weights.final_norm_bias = reader.Read(names.final_norm_bias, {c.hidden});
+  weights.head = c.tied_head ? weights.embedding : reader.Read(names.head, {c.vocab, c.hidden});
+  RETURN_IF_ERROR(reader.status());
+  return weights;
+}
+
 absl::StatusOr<AnchorWeights> LoadAnchor(const std::string& path, torch::Dtype dtype, torch::Device device) {
   if (dtype != torch::kFloat && dtype != torch::kBFloat16) {
     return InvalidArgument("anchor dtype {} is not supported; supported: float32, bfloat16", torch::toString(dtype));
@@ -141,17 +156,7 @@ absl::StatusOr<AnchorWeights> LoadAnchor(const std::string& path, torch::Dtype d
     return NotFound("anchor {} does not exist; give a Hugging Face directory or a .gguf file", path);
   }
   ASSIGN_OR_RETURN(const std::unique_ptr<AnchorSource> source, directory ? OpenHuggingFace(path) : OpenGguf(path));
-  AnchorWeights weights;
-  weights.config = source->config();
-  const ModelConfig& c = weights.config;
-  Reader reader(*source, dtype, device);
-  const OuterNames names = OuterNamesOf(c);
-  weights.embedding = reader.Read(names.embedding, {c.vocab, c.hidden});
-  for (int64_t i = 0; i < c.layers && reader.status().ok(); ++i) weights.layers.push_back(ReadLayer(reader, c, i));
-  weights.final_norm = reader.Read(names.final_norm, {c.hidden});
-  if (c.norm_bias) weights.final_norm_bias = reader.Read(names.final_norm_bias, {c.hidden});
-  weights.head = c.tied_head ? weights.embedding : reader.Read(names.head, {c.vocab, c.hidden});
-  RETURN_IF_ERROR(reader.status());
+  ASSIGN_OR_RETURN(AnchorWeights weights, ReadAnchor(*source, dtype, device));
   weights.fingerprint = source->Fingerprint();
   weights.origin = source->Origin().empty() ? weights.fingerprint : source->Origin();
   return weights;

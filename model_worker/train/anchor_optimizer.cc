@@ -10,8 +10,9 @@
 
 namespace membank {
 
-AnchorOptimizer::AnchorOptimizer(std::vector<std::pair<std::string, torch::Tensor>> parameters, double beta1, double beta2, double epsilon)
-    : steps_(torch::zeros({}, torch::kFloat)), beta1_(beta1), beta2_(beta2), epsilon_(epsilon) {
+AnchorOptimizer::AnchorOptimizer(std::vector<std::pair<std::string, torch::Tensor>> parameters, double beta1, double beta2, double epsilon,
+                                 bool decay_vectors)
+    : steps_(torch::zeros({}, torch::kFloat)), beta1_(beta1), beta2_(beta2), epsilon_(epsilon), decay_vectors_(decay_vectors) {
   torch::NoGradGuard no_grad;
   for (auto& [name, parameter] : parameters) {
     State state;
@@ -34,24 +35,30 @@ double AnchorOptimizer::SumOfSquares() const {
 
 void AnchorOptimizer::Step(double scale, double learning_rate, double weight_decay) {
   torch::NoGradGuard no_grad;
-  std::vector<torch::Tensor> weights, gradients, first, second, steps;
-  for (State& state : states_) {
-    if (!state.parameter.grad().defined()) continue;
-    weights.push_back(state.weights);
-    gradients.push_back(state.parameter.grad().to(torch::kFloat));
-    if (scale != 1.0) gradients.back().mul_(scale);
-    first.push_back(state.first);
-    second.push_back(state.second);
-    steps.push_back(steps_);
-  }
   steps_.add_(1);
-  at::_fused_adamw_(weights, gradients, first, second, /*max_exp_avg_sqs=*/{}, steps, learning_rate, beta1_, beta2_, weight_decay, epsilon_,
-                    /*amsgrad=*/false, /*maximize=*/false);
+  Update(/*vectors=*/false, scale, learning_rate, weight_decay);
+  Update(/*vectors=*/true, scale, learning_rate, decay_vectors_ ? weight_decay : 0);
   for (State& state : states_) {
     if (!state.parameter.grad().defined()) continue;
     if (state.parameter.scalar_type() != torch::kFloat) state.parameter.copy_(state.weights);
     state.parameter.mutable_grad() = torch::Tensor();
   }
+}
+
+void AnchorOptimizer::Update(bool vectors, double scale, double learning_rate, double weight_decay) {
+  std::vector<torch::Tensor> weights, gradients, first, second;
+  for (State& state : states_) {
+    if (!state.parameter.grad().defined() || (state.parameter.dim() < 2) != vectors) continue;
+    weights.push_back(state.weights);
+    gradients.push_back(state.parameter.grad().to(torch::kFloat));
+    if (scale != 1.0) gradients.back().mul_(scale);
+    first.push_back(state.first);
+    second.push_back(state.second);
+  }
+  if (weights.empty()) return;
+  const std::vector<torch::Tensor> steps(weights.size(), steps_);
+  at::_fused_adamw_(weights, gradients, first, second, /*max_exp_avg_sqs=*/{}, steps, learning_rate, beta1_, beta2_, weight_decay, epsilon_,
+                    /*amsgrad=*/false, /*maximize=*/false);
 }
 
 std::vector<std::pair<std::string, torch::Tensor>> AnchorOptimizer::Tensors() const {

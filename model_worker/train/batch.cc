@@ -4,6 +4,8 @@
 #include <map>
 #include <tuple>
 
+#include "fmt/format.h"
+
 namespace membank {
 namespace {
 
@@ -59,6 +61,12 @@ void TakePart(const BankSpec& spec, uint32_t rank, uint32_t world_size, TrainBat
   batch->sequences.erase(batch->sequences.begin() + end, batch->sequences.end());
   batch->sequences.erase(batch->sequences.begin(), batch->sequences.begin() + begin);
   CollectBlocks(spec, batch);
+}
+
+std::string SequencesText(const TrainBatch& batch) {
+  std::string text = "corpus sequences";
+  for (size_t i = 0; i < std::min<size_t>(batch.sequences.size(), 16); ++i) text += fmt::format(" {}", batch.sequences[i].index);
+  return batch.sequences.size() > 16 ? text + " ..." : text;
 }
 
 MicroBatch MakeMicroBatch(const BankSpec& spec, const TrainBatch& batch, size_t begin, size_t end, absl::Span<const BlockHandle> values,

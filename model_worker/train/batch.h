@@ -3,6 +3,7 @@
 // Values and pure functions; one thread at a time.
 #pragma once
 
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -44,6 +45,9 @@ struct TrainBatch : BatchTotals {
 void FinishBatch(const BankSpec& spec, TrainBatch* batch);
 // Keeps the part of `rank`: a run of the sorted sequences, so that the parts share few blocks. All parts together, in rank order, are the batch.
 void TakePart(const BankSpec& spec, uint32_t rank, uint32_t world_size, TrainBatch* batch);
+
+// "corpus sequences 17 4 9 ...": of this rank, the first 16.
+std::string SequencesText(const TrainBatch& batch);
 
 // Tokens that have a successor in their document.
 uint64_t CountTargets(const PackedSequence& sequence);

@@ -1,12 +1,12 @@
 #include "model_worker/train/checkpointer.h"
 
 #include <chrono>
-#include <filesystem>
 
 #include "common/base/file.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
 #include "model_worker/model/weights.h"
+#include "model_worker/train/anchor_init.h"
 
 namespace membank {
 
@@ -62,12 +62,7 @@ absl::StatusOr<std::string> Checkpointer::Write(const std::string& id, uint64_t 
 absl::Status Checkpointer::WriteAnchor(const std::string& path, const AnchorWeights& anchor, const AnchorOptimizer& optimizer) const {
   const std::string directory = path + kAnchorDirectory;
   RETURN_IF_ERROR(SaveAnchor(anchor, directory));
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"}) {
-    const std::string source = anchor_path_ + "/" + name;
-    if (!std::filesystem::exists(source)) continue;
-    ASSIGN_OR_RETURN(const std::string contents, ReadFile(source));
-    RETURN_IF_ERROR(WriteFileAtomic(directory + "/" + name, contents));
-  }
+  RETURN_IF_ERROR(CopyTokenizerFiles(anchor_path_, directory));
   return optimizer.Save(path + kAnchorOptimizerFile);
 }
 

@@ -12,6 +12,7 @@ namespace membank {
 // Sums over the targets of each kind of memory, divided by the denominator of the whole update: those of all ranks add up to the means.
 struct LossShares {
   double fetched = 0, generic = 0;
+  double z = 0;                             // what the z-loss adds to the loss that is minimised; not part of the others
 };
 
 struct UpdateResult {
@@ -28,6 +29,6 @@ UpdateLosses LossesOf(const BatchTotals& totals, const LossShares& shares);  // 
 // Gradients of a trained anchor are added to its parameters' .grad(). A loss that is not finite is FAILED_PRECONDITION naming the step
 // and the corpus indices of its sequences; nothing was pushed then.
 absl::StatusOr<UpdateResult> RunUpdate(Transformer& model, const BankSpec& spec, const TrainBatch& batch,
-                                       absl::Span<const BlockHandle> blocks, uint32_t micro_batch_sequences);
+                                       absl::Span<const BlockHandle> blocks, uint32_t micro_batch_sequences, double z_loss);
 
 }  // namespace membank

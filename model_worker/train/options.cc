@@ -35,10 +35,18 @@ absl::Status TrainOptions::Validate() const {
   RETURN_IF_ERROR(CheckRange("learning-rate", learning_rate, 0, 1));
   RETURN_IF_ERROR(CheckRange("min-learning-rate", min_learning_rate, 0, learning_rate));
   if (anchor_learning_rate > 1) return InvalidArgument("--anchor-learning-rate is {}; allowed: 0 to 1", anchor_learning_rate);
-  if (anchor_learning_rate >= 0 && mode == TrainMode::kFrozen)
-    return absl::InvalidArgumentError("--anchor-learning-rate needs --mode cotrain; the anchor is frozen");
+  if (anchor_learning_rate >= 0 && mode != TrainMode::kCotrain)
+    return InvalidArgument("--anchor-learning-rate needs --mode cotrain; with --mode {} {}", TrainModeName(mode),
+                           TrainsAnchor() ? "--learning-rate is the anchor's" : "the anchor does not learn");
   RETURN_IF_ERROR(CheckRange("warmup-steps", warmup_steps, 0, steps - 1));
+  if (schedule != Schedule::kWsd && cooldown_steps > 0)
+    return InvalidArgument("--cooldown-steps {} needs --schedule wsd; it is {}", cooldown_steps, ScheduleName(schedule));
+  RETURN_IF_ERROR(CheckRange("cooldown-steps", cooldown_steps, 0, steps - warmup_steps));
   RETURN_IF_ERROR(CheckRange("weight-decay", weight_decay, 0, 10));
+  if (anchor_weight_decay > 10) return InvalidArgument("--anchor-weight-decay is {}; allowed: 0 to 10", anchor_weight_decay);
+  if (!TrainsAnchor() && (anchor_weight_decay >= 0 || !decay_norms))
+    return absl::InvalidArgumentError("--anchor-weight-decay and --decay-norms need --mode cotrain or anchor; the anchor does not learn");
+  RETURN_IF_ERROR(CheckRange("z-loss", z_loss, 0, 1));
   RETURN_IF_ERROR(CheckRange("clip", clip, 0, 1e9));
   if (generic_probability > 1) return InvalidArgument("--generic-probability is {}; allowed: 0 to 1", generic_probability);
   if (generic_control && mode == TrainMode::kCotrain)
@@ -47,6 +55,9 @@ absl::Status TrainOptions::Validate() const {
   if (generic_control && generic_probability > 0)
     return InvalidArgument("--generic-control already gives the generic memory every sequence; --generic-probability {} does not go "
                            "with it, leave one out", generic_probability);
+  if (!HasBank() && (generic_control || generic_probability > 0 || staleness > 0 || gradient_dtype.has_value()))
+    return absl::InvalidArgumentError("--mode anchor has no bank: --generic-control, --generic-probability, --staleness and --gradient-dtype do "
+                                      "not go with it");
   if (dtype != DType::kF32 && dtype != DType::kBF16)
     return InvalidArgument("--dtype is {}; allowed: bf16, fp32", DTypeName(dtype));
   if (!IsGradientDType(EffectiveGradientDType()))
@@ -57,9 +68,11 @@ absl::Status TrainOptions::Validate() const {
   RETURN_IF_ERROR(CheckRange("rank-timeout", rank_timeout_seconds, 1, 86400));
   if (world_size > batch_sequences)
     return InvalidArgument("--batch-sequences is {} for --world-size {}; every rank needs a sequence of each step", batch_sequences, world_size);
-  if (world_size > 1 && mode == TrainMode::kCotrain)
-    return InvalidArgument("--mode cotrain with --world-size {}: the ranks do not exchange gradients of the anchor; use --mode frozen, or one rank",
-                           world_size);
+  if (world_size > 1 && TrainsAnchor())
+    return InvalidArgument("--mode {} with --world-size {}: the ranks do not exchange gradients of the anchor; use --mode frozen, or one rank",
+                           TrainModeName(mode), world_size);
+  if (validation_path.empty() && (validate_every > 0 || validation_sequences > 0))
+    return absl::InvalidArgumentError("--validate-every and --validation-sequences need --validation: the corpus of held-out documents");
   RETURN_IF_ERROR(CheckRange("keep-checkpoints", keep_checkpoints, 1, 1e6));
   RETURN_IF_ERROR(CheckRange("log-every", log_every, 1, 1e9));
   RETURN_IF_ERROR(CheckRange("threads", threads, 0, 1024));
@@ -67,9 +80,24 @@ absl::Status TrainOptions::Validate() const {
 }
 
 double TrainOptions::EffectiveGenericProbability(uint32_t fan_out) const {
-  if (generic_control) return 0;
+  if (generic_control || !HasBank()) return 0;
   return generic_probability < 0 ? 1.0 / (fan_out + 1.0) : generic_probability;
 }
+
+uint64_t TrainOptions::EffectiveCooldownSteps() const {
+  return std::min(cooldown_steps > 0 ? cooldown_steps : std::max<uint64_t>(steps / 5, 1), steps - warmup_steps);
+}
+
+double TrainOptions::LearningRateOf(uint64_t step) const {
+  if (schedule == Schedule::kCosine) return LearningRateAt(step, steps, warmup_steps, learning_rate, min_learning_rate);
+  return WsdLearningRateAt(step, steps, warmup_steps, EffectiveCooldownSteps(), learning_rate, min_learning_rate);
+}
+
+std::string_view TrainModeName(TrainMode mode) {
+  return mode == TrainMode::kFrozen ? "frozen" : mode == TrainMode::kCotrain ? "cotrain" : "anchor";
+}
+
+std::string_view ScheduleName(Schedule schedule) { return schedule == Schedule::kCosine ? "cosine" : "wsd"; }
 
 std::string_view OptimizerName(OptimizerKind kind) {
   return kind == OptimizerKind::kSgd ? "sgd" : kind == OptimizerKind::kRowWiseAdamW ? "row-wise-adamw" : "adamw";
@@ -81,7 +109,7 @@ std::string_view DecayPolicyName(DecayPolicy policy) {
 
 nlohmann::json DescribeRun(const TrainOptions& o, const RunFacts& facts, uint32_t fan_out) {
   nlohmann::json run = {
-      {"mode", o.mode == TrainMode::kFrozen ? "frozen" : "cotrain"},
+      {"mode", TrainModeName(o.mode)},
       {"steps", o.steps},
       {"batch-sequences", o.batch_sequences},
       {"micro-batch-sequences", o.micro_batch_sequences},
@@ -106,7 +134,15 @@ nlohmann::json DescribeRun(const TrainOptions& o, const RunFacts& facts, uint32_
       {"tree", facts.tree_fingerprint},
       {"bank", facts.bank_hash},
   };
+  // Only where they say something, so that runs of older releases go on.
   if (o.mode == TrainMode::kCotrain) run["anchor-learning-rate"] = o.EffectiveAnchorLearningRate();
+  if (o.schedule != Schedule::kCosine) {
+    run["schedule"] = ScheduleName(o.schedule);
+    run["cooldown-steps"] = o.EffectiveCooldownSteps();
+  }
+  if (o.z_loss > 0) run["z-loss"] = o.z_loss;
+  if (o.anchor_weight_decay >= 0) run["anchor-weight-decay"] = o.anchor_weight_decay;
+  if (!o.decay_norms) run["decay-norms"] = false;
   return run;
 }
 
@@ -132,6 +168,13 @@ double LearningRateAt(uint64_t step, uint64_t steps, uint64_t warmup, double pea
   const double span = static_cast<double>(steps - warmup) - 1.0;
   const double progress = span <= 0 ? 0.0 : static_cast<double>(std::min(step, steps) - warmup - 1) / span;
   return floor + (peak - floor) * 0.5 * (1.0 + std::cos(std::numbers::pi * progress));
+}
+
+double WsdLearningRateAt(uint64_t step, uint64_t steps, uint64_t warmup, uint64_t cooldown, double peak, double floor) {
+  if (step <= warmup) return peak * static_cast<double>(step) / static_cast<double>(warmup);
+  const uint64_t constant = steps - cooldown;  // the last step at the peak
+  if (step <= constant) return peak;
+  return peak + (floor - peak) * static_cast<double>(std::min(step, steps) - constant) / static_cast<double>(cooldown);
 }
 
 }  // namespace membank

@@ -16,7 +16,9 @@
 
 namespace membank {
 
-enum class TrainMode : uint8_t { kFrozen = 0, kCotrain = 1 };  // the anchor is fixed, or learns with the bank (mission/paper.md section 5)
+// The bank learns beside a fixed anchor, both learn, or the anchor learns alone: no bank, no memory servers (mission/paper.md section 5).
+enum class TrainMode : uint8_t { kFrozen = 0, kCotrain = 1, kAnchor = 2 };
+enum class Schedule : uint8_t { kCosine = 0, kWsd = 1 };  // after the warm-up: cosine; or constant, then linear over the last steps
 
 struct TrainOptions {
   std::string anchor_path;               // Hugging Face directory or GGUF
@@ -27,11 +29,16 @@ struct TrainOptions {
   double epochs = 0;                     // passes over the corpus, instead of `steps`
   uint32_t batch_sequences = 16;         // sequences of a step, >= 1
   uint32_t micro_batch_sequences = 0;    // sequences of one forward pass; 0 = all. Smaller: less memory, same step
-  double learning_rate = 1e-4;           // of the blocks, after warm-up
-  double min_learning_rate = 1e-5;       // end of the cosine, <= learning_rate
+  double learning_rate = 1e-4;           // after warm-up: of the blocks; of the anchor when it is trained alone
+  double min_learning_rate = 1e-5;       // of the last step, <= learning_rate
   double anchor_learning_rate = -1;      // co-training only; < 0 = learning_rate. The same schedule, scaled
+  Schedule schedule = Schedule::kCosine;
   uint64_t warmup_steps = 0;             // linear from 0; < steps
-  double weight_decay = 1e-3;            // decoupled; on touched blocks and on a co-trained anchor
+  uint64_t cooldown_steps = 0;           // WSD: the last steps, linear to the floor; 0 = a fifth of the steps
+  double weight_decay = 1e-3;            // decoupled; on touched blocks and on a learning anchor
+  double anchor_weight_decay = -1;       // of a learning anchor; < 0 = weight_decay
+  bool decay_norms = true;               // false: the anchor's vectors (norms, biases) do not decay
+  double z_loss = 0;                     // c: every target adds c * log(sum(exp(logits)))^2 to the loss; 0 = off, usual 1e-4
   double clip = 1.0;                     // global norm of anchor and memory gradients together; 0 = no clipping
   OptimizerKind optimizer = OptimizerKind::kAdamW;  // of the blocks; a co-trained anchor has AdamW
   DecayPolicy decay = DecayPolicy::kTouched;        // how often weight decay falls on a block when a step touches it
@@ -49,6 +56,9 @@ struct TrainOptions {
   std::optional<DType> gradient_dtype;   // of pushed gradients: F32, BF16 or I8_ROWS (with error feedback); none = dtype
   uint32_t rank = 0, world_size = 1;     // this process among those that share every batch; rank 0 commits steps and checkpoints
   uint32_t rank_timeout_seconds = 300;   // how long a rank waits for another one before it gives up, naming it
+  std::string validation_path;           // packed corpus of held-out documents; empty: no validation
+  uint64_t validate_every = 0;           // steps; 0 = only after the last one
+  uint64_t validation_sequences = 0;     // of it, at most; 0 = all
   uint64_t checkpoint_every = 200;       // steps; 0 = only at start and end
   uint32_t keep_checkpoints = 2;         // >= 1
   bool resume = true;                    // continue from the newest checkpoint in `output`; false: `output` must hold no run
@@ -65,12 +75,20 @@ struct TrainOptions {
   uint32_t UpdatesInFlight() const { return std::max(1u, staleness); }  // submitted but not applied, at most
   double EffectiveGenericProbability(uint32_t fan_out) const;
   double EffectiveAnchorLearningRate() const { return anchor_learning_rate < 0 ? learning_rate : anchor_learning_rate; }
+  double EffectiveAnchorWeightDecay() const { return anchor_weight_decay < 0 ? weight_decay : anchor_weight_decay; }
+  uint64_t EffectiveCooldownSteps() const;
+  bool TrainsAnchor() const { return mode != TrainMode::kFrozen; }
+  bool HasBank() const { return mode != TrainMode::kAnchor; }
+  // Of `step`, counted from 1, before the anchor's own factor.
+  double LearningRateOf(uint64_t step) const;
 };
 
 // What a run's numbers depend on: the options above and the identity of what it reads.
 struct RunFacts {
   std::string anchor_fingerprint, corpus_fingerprint, tree_fingerprint, bank_hash;
 };
+std::string_view TrainModeName(TrainMode mode);            // as --mode spells it
+std::string_view ScheduleName(Schedule schedule);          // as --schedule spells it
 std::string_view OptimizerName(OptimizerKind kind);        // as --optimizer spells it
 std::string_view DecayPolicyName(DecayPolicy policy);      // as --decay spells it
 nlohmann::json DescribeRun(const TrainOptions& options, const RunFacts& facts, uint32_t fan_out);
@@ -80,5 +98,7 @@ absl::Status CompareRuns(const nlohmann::json& recorded, const nlohmann::json& c
 
 // Linear warm-up, then cosine from `peak` to `floor` at the last step; `step` counts from 1 to `steps`.
 double LearningRateAt(uint64_t step, uint64_t steps, uint64_t warmup, double peak, double floor);
+// Linear warm-up, `peak`, then linear over the last `cooldown` steps to `floor` at the last one.
+double WsdLearningRateAt(uint64_t step, uint64_t steps, uint64_t warmup, uint64_t cooldown, double peak, double floor);
 
 }  // namespace membank

@@ -27,6 +27,7 @@ nlohmann::json StepRecord::ToJson() const {
                                       {"compute", compute_seconds}, {"push", push_seconds}, {"apply", apply_seconds}}},
                          {"fetched_bytes", fetched_bytes},
                          {"pushed_bytes", pushed_bytes}};
+  if (z_loss > 0) json["z_loss"] = z_loss;
   if (has_generic) {
     json["loss_fetched"] = fetched_loss;
     json["loss_generic"] = generic_loss;
@@ -34,37 +35,52 @@ nlohmann::json StepRecord::ToJson() const {
   return json;
 }
 
-absl::StatusOr<std::unique_ptr<RunLog>> RunLog::Open(const std::string& run_directory, uint64_t last_step) {
+absl::StatusOr<std::unique_ptr<RunLog>> RunLog::Open(const std::string& run_directory, uint64_t last_step, std::string memory) {
   const std::string path = run_directory + "/log.jsonl";
   std::string kept;
-  std::vector<Point> points;
+  std::vector<nlohmann::json> lines;
   if (std::filesystem::exists(path)) {
     ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
     for (size_t begin = 0, end; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
-      const nlohmann::json line = ParseJson(std::string_view(text).substr(begin, end - begin)).value_or(nlohmann::json());
+      nlohmann::json line = ParseJson(std::string_view(text).substr(begin, end - begin)).value_or(nlohmann::json());
       if (!line.is_object() || !line.contains("step") || line["step"] > last_step) break;  // a line cut short by a crash ends the log, too
       kept.append(text, begin, end + 1 - begin);
-      points.push_back({line["step"], line.value("loss", 0.0), line.value("loss_generic", std::numeric_limits<double>::quiet_NaN())});
-      if (line.contains("loss_fetched")) points.back().loss = line["loss_fetched"];
+      lines.push_back(std::move(line));
     }
   }
   RETURN_IF_ERROR(WriteFileAtomic(path, kept));
   const int file = open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
   if (file < 0) return PermissionDenied("cannot open {}: {}", path, std::strerror(errno));
-  std::unique_ptr<RunLog> log(new RunLog(run_directory, file));
-  log->points_ = std::move(points);
+  std::unique_ptr<RunLog> log(new RunLog(run_directory, std::move(memory), file));
+  for (const nlohmann::json& line : lines) log->AddPoint(line);
   return log;
 }
 
 RunLog::~RunLog() { close(file_); }
 
-absl::Status RunLog::Append(const StepRecord& record) {
-  const std::string line = record.ToJson().dump() + "\n";
+absl::Status RunLog::Append(const StepRecord& record) { return Write(record.ToJson()); }
+
+absl::Status RunLog::AppendValidation(uint64_t step, const ValidationResult& result) {
+  return Write({{"step", step}, {"validation", result.ToJson()}});
+}
+
+absl::Status RunLog::Write(const nlohmann::json& json) {
+  const std::string line = json.dump() + "\n";
   if (write(file_, line.data(), line.size()) != static_cast<ssize_t>(line.size()))
     return ResourceExhausted("cannot write {}/log.jsonl: {}", directory_, std::strerror(errno));
-  points_.push_back({static_cast<double>(record.step), record.has_generic ? record.fetched_loss : record.loss,
-                     record.has_generic ? record.generic_loss : std::numeric_limits<double>::quiet_NaN()});
+  AddPoint(json);
   return absl::OkStatus();
+}
+
+void RunLog::AddPoint(const nlohmann::json& line) {
+  const double step = line["step"];
+  if (line.contains("validation")) {
+    for (const auto& [memory, value] : line["validation"].items())
+      if (value.is_object()) validation_[memory].emplace_back(step, value.value("loss", 0.0));
+    return;
+  }
+  points_.push_back({step, line.value("loss_fetched", line.value("loss", 0.0)),
+                     line.value("loss_generic", std::numeric_limits<double>::quiet_NaN())});
 }
 
 absl::Status RunLog::Sync() {
@@ -73,7 +89,7 @@ absl::Status RunLog::Sync() {
 }
 
 absl::Status RunLog::DrawChart() const {
-  LossSeries fetched{"fetched memory", "#1f77b4", {}, {}}, generic{"generic memory", "#ff7f0e", {}, {}};
+  LossSeries fetched{memory_, "#1f77b4", {}, {}}, generic{"generic memory", "#ff7f0e", {}, {}};
   for (const Point& point : points_) {
     fetched.steps.push_back(point.step);
     fetched.losses.push_back(point.loss);
@@ -81,7 +97,17 @@ absl::Status RunLog::DrawChart() const {
     generic.steps.push_back(point.step);
     generic.losses.push_back(point.generic_loss);
   }
-  return WriteFileAtomic(directory_ + "/loss.svg", DrawLossChart("Training loss", {fetched, generic}));
+  std::vector<LossSeries> series = {std::move(fetched), std::move(generic)};
+  for (const auto& [memory, color] : {std::pair("fetched", "#0b3d63"), std::pair("generic", "#8c4a00"), std::pair("none", "#2ca02c")}) {
+    const auto found = validation_.find(memory);
+    if (found == validation_.end()) continue;
+    LossSeries& one = series.emplace_back(LossSeries{fmt::format("held out, {}", std::string_view(memory) == "none" ? "no memory" : memory), color, {}, {}});
+    for (const auto& [step, loss] : found->second) {
+      one.steps.push_back(step);
+      one.losses.push_back(loss);
+    }
+  }
+  return WriteFileAtomic(directory_ + "/loss.svg", DrawLossChart("Loss", series));
 }
 
 }  // namespace membank

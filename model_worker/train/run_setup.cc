@@ -62,8 +62,20 @@ absl::StatusOr<uint64_t> BringServersTo(const RunCheckpoint& checkpoint, const R
 
 }  // namespace
 
-absl::Status CheckBelongTogether(const BankSpec& spec, const PackedInfo& corpus, const ModelConfig& anchor,
-                                 const std::string& anchor_fingerprint, const std::string& tokenizer_hash) {
+absl::Status CheckCorpusFits(const PackedInfo& corpus, const ModelConfig& anchor, const std::string& tokenizer_hash) {
+  if (corpus.tokenizer_hash != tokenizer_hash)
+    return FailedPrecondition("the corpus was packed with tokenizer {}; the anchor's is {}. Pack it again with the anchor's tokenizer",
+                              corpus.tokenizer_hash, tokenizer_hash);
+  if (corpus.vocab_size > anchor.vocab)
+    return FailedPrecondition("the corpus has token ids up to {}; the anchor's vocabulary is {}", corpus.vocab_size, anchor.vocab);
+  if (corpus.sequence_length > anchor.context)
+    return FailedPrecondition("the corpus has sequences of up to {} tokens; the anchor's context is {}. Pack it with a shorter length",
+                              corpus.sequence_length, anchor.context);
+  if (corpus.sequences == 0) return absl::FailedPreconditionError("the corpus holds no sequences");
+  return absl::OkStatus();
+}
+
+absl::Status CheckBankFits(const BankSpec& spec, const PackedInfo& corpus, const ModelConfig& anchor, const std::string& anchor_fingerprint) {
   if (spec.layers != anchor.layers || spec.hidden != anchor.hidden)
     return FailedPrecondition("bank {} has blocks for {} layers of width {}; the anchor has {} layers of width {}. Give the bank's anchor or "
                               "create another bank", spec.bank_id, spec.layers, spec.hidden, anchor.layers, anchor.hidden);
@@ -76,15 +88,6 @@ absl::Status CheckBelongTogether(const BankSpec& spec, const PackedInfo& corpus,
   if (spec.fan_out != corpus.fan_out || spec.depth() != corpus.depth)
     return FailedPrecondition("bank {} has fan-out {} and depth {}; the corpus has {} and {}", spec.bank_id, spec.fan_out, spec.depth(),
                               corpus.fan_out, corpus.depth);
-  if (corpus.tokenizer_hash != tokenizer_hash)
-    return FailedPrecondition("the corpus was packed with tokenizer {}; the anchor's is {}. Pack it again with the anchor's tokenizer",
-                              corpus.tokenizer_hash, tokenizer_hash);
-  if (corpus.vocab_size > anchor.vocab)
-    return FailedPrecondition("the corpus has token ids up to {}; the anchor's vocabulary is {}", corpus.vocab_size, anchor.vocab);
-  if (corpus.sequence_length > anchor.context)
-    return FailedPrecondition("the corpus has sequences of up to {} tokens; the anchor's context is {}. Pack it with a shorter length",
-                              corpus.sequence_length, anchor.context);
-  if (corpus.sequences == 0) return absl::FailedPreconditionError("the corpus holds no sequences");
   return absl::OkStatus();
 }
 

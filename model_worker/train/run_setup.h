@@ -15,8 +15,8 @@
 namespace membank {
 
 // FAILED_PRECONDITION names both sides and what to do.
-absl::Status CheckBelongTogether(const BankSpec& spec, const PackedInfo& corpus, const ModelConfig& anchor,
-                                 const std::string& anchor_fingerprint, const std::string& tokenizer_hash);
+absl::Status CheckCorpusFits(const PackedInfo& corpus, const ModelConfig& anchor, const std::string& tokenizer_hash);
+absl::Status CheckBankFits(const BankSpec& spec, const PackedInfo& corpus, const ModelConfig& anchor, const std::string& anchor_fingerprint);
 
 struct StartPoint {
   RunIdentity identity;          // with this start's epoch

@@ -98,7 +98,8 @@ absl::Status StepCommitter::PrepareAndApply(const StepId& id, const StepUpdate& 
   ASSIGN_OR_RETURN(const double memory_sum, client_->PrepareStep(id, options_.rank_timeout));
   outcome->gradient_norm = std::sqrt(memory_sum + update.anchor_sum_of_squares);
   if (!std::isfinite(outcome->gradient_norm))
-    return FailedPrecondition("the gradient's global norm is {}; nothing was applied. Lower --learning-rate or look at the batch", outcome->gradient_norm);
+    return FailedPrecondition("the gradient's global norm is {}; its batch is {}. Nothing was applied and the last checkpoint is intact: lower "
+                              "--learning-rate or look at these sequences", outcome->gradient_norm, update.batch);
   if (options_.clip > 0 && outcome->gradient_norm > options_.clip)
     outcome->scale = options_.clip / (outcome->gradient_norm + 1e-6);  // as torch.nn.utils.clip_grad_norm_
   {

@@ -23,6 +23,7 @@ struct StepUpdate {
   std::shared_ptr<const void> owner;
   double anchor_sum_of_squares = 0;         // of a co-trained anchor's gradients: part of the global norm
   double learning_rate = 0, weight_decay = 0;
+  std::string batch;                        // what was computed, for errors
   std::vector<double> sums;                 // this rank's part of numbers that are added over the ranks
 };
 

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "common/bank/gradient_codec.h"
+#include "common/base/json.h"
 #include "common/base/log.h"
 #include "common/base/progress.h"
 #include "common/base/status_macros.h"
@@ -15,10 +16,12 @@
 #include "model_worker/train/checkpointer.h"
 #include "model_worker/train/compute.h"
 #include "model_worker/train/error_feedback.h"
+#include "model_worker/train/no_bank.h"
 #include "model_worker/train/rank_group.h"
 #include "model_worker/train/run_log.h"
 #include "model_worker/train/run_setup.h"
 #include "model_worker/train/stopwatch.h"
+#include "model_worker/train/validation.h"
 #include "nlohmann/json.hpp"
 
 namespace membank {
@@ -29,6 +32,7 @@ nlohmann::json TrainSummary::ToJson() const {
                          {"seconds", seconds}, {"tokens", tokens}, {"tokens_per_second", tokens_per_second},
                          {"fetched_bytes", fetched_bytes}, {"pushed_bytes", pushed_bytes}};
   if (loss_generic >= 0) json["loss_generic"] = loss_generic;
+  if (!validation.empty()) json["validation"] = ParseJson(validation).value_or(nlohmann::json());
   return json;
 }
 
@@ -54,13 +58,14 @@ class Trainer {
   bool CheckpointAfter(uint64_t step) const {
     return last_step_ == step || (options_.checkpoint_every > 0 && step % options_.checkpoint_every == 0);
   }
+  bool ValidateAfter(uint64_t step) const {
+    return validation_ != nullptr && (step == options_.steps || (options_.validate_every > 0 && step % options_.validate_every == 0));
+  }
+  absl::Status Validate();
   absl::Status LogApplied();
   absl::Status BeginCheckpoint();
   absl::Status WriteCheckpoint();
 
-  double LearningRate(uint64_t step) const {
-    return LearningRateAt(step, options_.steps, options_.warmup_steps, options_.learning_rate, options_.min_learning_rate);
-  }
   uint64_t server_step() const { return start_.identity.base_step + step_; }
   bool commits() const { return options_.rank == 0; }  // keeps the run directory: log, checkpoints
 
@@ -76,12 +81,14 @@ class Trainer {
   std::unique_ptr<Transformer> model_;
   std::unique_ptr<AnchorOptimizer> optimizer_;  // null: the anchor is frozen
   std::unique_ptr<RunLog> log_;
+  std::unique_ptr<Validation> validation_;      // rank 0's, with --validation
   std::unique_ptr<Checkpointer> checkpointer_;
   std::unique_ptr<ErrorFeedback> feedback_;     // with int8 gradients
   std::deque<std::pair<StepRecord, BatchTotals>> unlogged_;  // computed, not applied yet
   uint64_t stop_seen_ = 0;                      // the first step that a rank pushed with a request to stop
   uint64_t last_step_ = 0;                      // the run's last one, or the one it stops after; 0: not known yet
   std::string checkpoint_;
+  std::string validation_text_;                 // the newest result
   StepRecord last_;                             // the newest step whose outcome is known
   uint64_t tokens_ = 0;
   double seconds_ = 0;
@@ -112,7 +119,7 @@ absl::Status Trainer::Open() {
   committer_ = std::make_unique<StepCommitter>(&client_, committer);
   feed_ = std::make_unique<BatchFeed>(options_, corpus_.get(), &client_, cache_.get(), committer_.get(), start_.identity.base_step);
   if (!commits()) return absl::OkStatus();
-  ASSIGN_OR_RETURN(log_, RunLog::Open(options_.output, step_));
+  ASSIGN_OR_RETURN(log_, RunLog::Open(options_.output, step_, options_.HasBank() ? "fetched memory" : "anchor alone"));
   RETURN_IF_ERROR(RemoveOrphans(*directory_, start_.identity.run_id, client_));
   checkpointer_ = std::make_unique<Checkpointer>(&client_, directory_.get(), start_.identity, description, options_.keep_checkpoints,
                                                  options_.anchor_path);
@@ -139,22 +146,26 @@ absl::Status Trainer::StartRun(const nlohmann::json& description) {
 absl::Status Trainer::LoadInputs(nlohmann::json* description) {
   ASSIGN_OR_RETURN(anchor_, LoadAnchor(options_.anchor_path, TorchDtype(options_.dtype)));
   ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, LoadTokenizer(options_.anchor_path));
-  RETURN_IF_ERROR(CheckBelongTogether(spec_, corpus_->info(), anchor_.config, anchor_.origin, tokenizer->Fingerprint()));
-  const RunFacts facts{anchor_.fingerprint, corpus_->Fingerprint(), spec_.tree_fingerprint, spec_.Hash()};
+  RETURN_IF_ERROR(CheckCorpusFits(corpus_->info(), anchor_.config, tokenizer->Fingerprint()));
+  if (options_.HasBank()) RETURN_IF_ERROR(CheckBankFits(spec_, corpus_->info(), anchor_.config, anchor_.origin));
+  const RunFacts facts{anchor_.fingerprint, corpus_->Fingerprint(), spec_.tree_fingerprint, options_.HasBank() ? spec_.Hash() : "none"};
   *description = DescribeRun(options_, facts, spec_.fan_out);
+  if (commits() && !options_.validation_path.empty()) {
+    ASSIGN_OR_RETURN(validation_, Validation::Open(options_, spec_, anchor_, *tokenizer, corpus_->Fingerprint()));
+  }
   return absl::OkStatus();
 }
 
 absl::Status Trainer::LoadModel(const RunCheckpoint& checkpoint) {
-  const bool cotrain = options_.mode == TrainMode::kCotrain;
-  const bool restore = cotrain && checkpoint.step > 0;
+  const bool restore = options_.TrainsAnchor() && checkpoint.step > 0;
   const std::string path = RunDirectory::CheckpointPath(options_.output, checkpoint.id);
   if (restore) {
     ASSIGN_OR_RETURN(anchor_, LoadAnchor(path + kAnchorDirectory, TorchDtype(options_.dtype)));
   }
-  model_ = std::make_unique<Transformer>(std::move(anchor_), cotrain);
-  if (!cotrain) return absl::OkStatus();
-  optimizer_ = std::make_unique<AnchorOptimizer>(model_->weights().Named(), options_.beta1, options_.beta2, options_.epsilon);
+  model_ = std::make_unique<Transformer>(std::move(anchor_), options_.TrainsAnchor());
+  if (!options_.TrainsAnchor()) return absl::OkStatus();
+  optimizer_ = std::make_unique<AnchorOptimizer>(model_->weights().Named(), options_.beta1, options_.beta2, options_.epsilon,
+                                                 options_.decay_norms);
   return restore ? optimizer_->Load(path + kAnchorOptimizerFile) : absl::OkStatus();
 }
 
@@ -166,6 +177,7 @@ absl::Status Trainer::Run() {
   while (step_ < options_.steps) {
     RETURN_IF_ERROR(RunStep(step_ + 1));
     ++step_;
+    if (ValidateAfter(step_)) RETURN_IF_ERROR(Validate());
     if (CheckpointAfter(step_) && commits()) {
       RETURN_IF_ERROR(last_step_ == step_ ? WriteCheckpoint() : BeginCheckpoint());
       step_watch_.Lap();  // a checkpoint is nobody's step
@@ -184,7 +196,7 @@ absl::Status Trainer::RunStep(uint64_t step) {
   record.step = step;
   BatchTotals totals;
   RETURN_IF_ERROR(RunUpdateOf(step, &record, &totals));
-  record.learning_rate = LearningRate(step);
+  record.learning_rate = options_.LearningRateOf(step);
   record.seconds = step_watch_.Lap();
   const ClientTraffic traffic = client_.traffic();
   record.fetched_bytes = traffic.fetched_bytes - traffic_.fetched_bytes;
@@ -204,7 +216,7 @@ absl::Status Trainer::RunUpdateOf(uint64_t step, StepRecord* record, BatchTotals
   if (step < options_.steps) feed_->Start(step);
 
   const TrainBatch& batch = ready.batch;
-  ASSIGN_OR_RETURN(UpdateResult result, RunUpdate(*model_, spec_, batch, ready.blocks, options_.micro_batch_sequences));
+  ASSIGN_OR_RETURN(UpdateResult result, RunUpdate(*model_, spec_, batch, ready.blocks, options_.micro_batch_sequences, options_.z_loss));
   record->has_generic = batch.generic_targets > 0 && batch.generic_targets < batch.targets;
   record->tokens = batch.tokens;
   record->data_seconds = ready.data_seconds;
@@ -223,7 +235,7 @@ absl::Status Trainer::RunUpdateOf(uint64_t step, StepRecord* record, BatchTotals
   // The norm of the whole step, memory and anchor together, scales both; the servers apply while the anchor does.
   ASSIGN_OR_RETURN(const StepOutcome outcome, committer_->WaitPrepared(server_step));
   const double ratio = options_.learning_rate > 0 ? options_.EffectiveAnchorLearningRate() / options_.learning_rate : 0;
-  optimizer_->Step(outcome.scale, ratio * LearningRate(batch.step), options_.weight_decay);
+  optimizer_->Step(outcome.scale, ratio * options_.LearningRateOf(batch.step), options_.EffectiveAnchorWeightDecay());
   return absl::OkStatus();
 }
 
@@ -254,10 +266,11 @@ StepUpdate Trainer::MakeUpdate(const TrainBatch& batch, UpdateResult result) {
     update.gradients.push_back({batch.blocks[i], dtype, {static_cast<const uint8_t*>(gradient.data_ptr()), gradient.nbytes()}});
   }
   update.owner = tensors;
-  update.learning_rate = LearningRate(batch.step);
+  update.batch = SequencesText(batch);
+  update.learning_rate = options_.LearningRateOf(batch.step);
   update.weight_decay = options_.weight_decay;
   if (optimizer_ != nullptr) update.anchor_sum_of_squares = optimizer_->SumOfSquares();
-  update.sums = {result.shares.fetched, result.shares.generic, stop_.load() ? 1.0 : 0.0};
+  update.sums = {result.shares.fetched, result.shares.generic, stop_.load() ? 1.0 : 0.0, result.shares.z};
   return update;
 }
 
@@ -270,6 +283,7 @@ absl::Status Trainer::LogApplied() {
     record.loss = losses.loss;
     record.fetched_loss = losses.fetched;
     record.generic_loss = losses.generic;
+    record.z_loss = outcome.sums[3];
     record.gradient_norm = outcome.gradient_norm;
     record.push_seconds = outcome.push_seconds;
     record.apply_seconds = outcome.apply_seconds;
@@ -278,6 +292,19 @@ absl::Status Trainer::LogApplied() {
     last_ = record;
     unlogged_.pop_front();
   }
+  return absl::OkStatus();
+}
+
+// The other ranks wait for rank 0 with their next step.
+absl::Status Trainer::Validate() {
+  RETURN_IF_ERROR(committer_->WaitApplied(server_step()));
+  RETURN_IF_ERROR(LogApplied());
+  ASSIGN_OR_RETURN(const ValidationResult result, validation_->Run(*model_, *cache_, server_step()));
+  LOG_INFO("step {}: loss on held-out documents: {}", step_, result.ToText());
+  validation_text_ = result.ToJson().dump();
+  RETURN_IF_ERROR(log_->AppendValidation(step_, result));
+  traffic_ = client_.traffic();
+  step_watch_.Lap();  // nobody's step
   return absl::OkStatus();
 }
 
@@ -301,6 +328,7 @@ TrainSummary Trainer::Summary() const {
   summary.run_directory = options_.output;
   summary.run_id = start_.identity.run_id;
   if (commits()) summary.checkpoint = checkpoint_;
+  summary.validation = validation_text_;
   summary.steps = options_.steps;
   summary.steps_done = step_;
   summary.resumed_from = start_.step;
@@ -316,15 +344,31 @@ TrainSummary Trainer::Summary() const {
 
 }  // namespace
 
-absl::StatusOr<TrainSummary> Train(const TrainOptions& options, MemoryClient& client, const std::atomic<bool>& stop) {
-  TrainOptions resolved = options;
+namespace {
+
+// `client` null: there is no bank.
+absl::StatusOr<TrainSummary> TrainWith(TrainOptions options, MemoryClient* client, const std::atomic<bool>& stop) {
   ASSIGN_OR_RETURN(std::unique_ptr<PackedCorpus> corpus, PackedCorpus::Open(options.corpus_path));
-  RETURN_IF_ERROR(resolved.ResolveSteps(corpus->size()));
-  RETURN_IF_ERROR(resolved.Validate());
-  Trainer trainer(resolved, client, std::move(corpus), stop);
+  RETURN_IF_ERROR(options.ResolveSteps(corpus->size()));
+  RETURN_IF_ERROR(options.Validate());
+  if (options.HasBank() != (client != nullptr))
+    return InvalidArgument("--mode {} {} memory servers", TrainModeName(options.mode), options.HasBank() ? "needs" : "has no");
+  std::unique_ptr<NoBank> no_bank;
+  if (client == nullptr) client = (no_bank = std::make_unique<NoBank>(corpus->info())).get();
+  Trainer trainer(options, *client, std::move(corpus), stop);
   RETURN_IF_ERROR(trainer.Open());
   RETURN_IF_ERROR(trainer.Run());
   return trainer.Summary();
+}
+
+}  // namespace
+
+absl::StatusOr<TrainSummary> Train(const TrainOptions& options, MemoryClient& client, const std::atomic<bool>& stop) {
+  return TrainWith(options, &client, stop);
+}
+
+absl::StatusOr<TrainSummary> TrainAnchorAlone(const TrainOptions& options, const std::atomic<bool>& stop) {
+  return TrainWith(options, nullptr, stop);
 }
 
 }  // namespace membank

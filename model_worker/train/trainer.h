@@ -1,4 +1,4 @@
-// Trains a bank: the whole of `membank train` behind one call (design/house.md "Life of a gradient"). No Torch in this header.
+// Trains a bank, its anchor, or both: the whole of `membank train` behind one call (design/house.md "Life of a gradient"). No Torch in this header.
 #pragma once
 
 #include <atomic>
@@ -18,6 +18,7 @@ struct TrainSummary {
   double loss = 0, loss_generic = -1;             // of the last step run now; -1: no generic memory in it
   double seconds = 0, tokens_per_second = 0;      // of this start
   uint64_t tokens = 0, fetched_bytes = 0, pushed_bytes = 0;
+  std::string validation;                         // JSON: the newest losses on held-out documents; empty when there are none
 
   bool finished() const { return steps_done == steps; }
   nlohmann::json ToJson() const;
@@ -30,5 +31,7 @@ struct TrainSummary {
 // directory, a rank that stays away is named after the rank timeout, and `stop` on any rank ends all of them after the same step.
 // FAILED_PRECONDITION: corpus, anchor, tree and bank do not belong together, or the run was started with other settings (all are named).
 absl::StatusOr<TrainSummary> Train(const TrainOptions& options, MemoryClient& client, const std::atomic<bool>& stop);
+// The same without a bank: options.mode is kAnchor.
+absl::StatusOr<TrainSummary> TrainAnchorAlone(const TrainOptions& options, const std::atomic<bool>& stop);
 
 }  // namespace membank

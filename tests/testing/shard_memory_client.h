@@ -38,6 +38,8 @@ class ShardMemoryClient : public MemoryClient {
   // come from different threads.
   std::function<absl::Status(const std::string& call)> intercept;
 
+  std::atomic<double> norm_factor = 1;  // NaN: what PrepareStep says of a broken gradient
+
   std::set<BlockId> announced;  // by Prefetch
 
   const BankSpec& spec() const override { return spec_; }
@@ -118,7 +120,7 @@ class ShardMemoryClient : public MemoryClient {
       sum += part;
       return absl::OkStatus();
     }));
-    return sum;
+    return sum * norm_factor;
   }
 
   absl::Status ApplyStep(const StepId& step, const ApplyParameters& parameters) override {

@@ -62,6 +62,38 @@ class CorpusCliTest : public ::testing::Test {
   const std::string directory_;
 };
 
+// The ids in a file that --pages wrote.
+std::set<std::string> IdsOf(const std::string& path) {
+  std::set<std::string> ids;
+  std::ifstream pages(path);
+  for (std::string line; std::getline(pages, line);) ids.insert(nlohmann::json::parse(line).at("id"));
+  return ids;
+}
+
+TEST_F(CorpusCliTest, HoldsDocumentsOutByTheirText) {
+  const auto build = [&](int pages, const std::string& name, const std::string& tree) {
+    return Run("corpus build --input " + WritePages(pages) + Models() + tree + " --sequence-length 32 --held-out 0.3 --pages " + Path(name + ".jsonl") +
+               " --output " + Path(name));
+  };
+  const Outcome outcome = build(20, "some", "--fit-tree --fan-out 2 --depth 2");
+  ASSERT_EQ(outcome.code, 0) << outcome.output;
+  const auto kept = PackedCorpus::Open(Path("some")), held_out = PackedCorpus::Open(Path("some/held-out"));
+  ASSERT_TRUE(kept.ok() && held_out.ok()) << kept.status() << held_out.status();
+  EXPECT_EQ((*kept)->info().documents + (*held_out)->info().documents, 20u);
+  EXPECT_GE((*held_out)->info().documents, 2u);
+  EXPECT_LE((*held_out)->info().documents, 12u);
+  EXPECT_EQ((*held_out)->info().tree_fingerprint, (*kept)->info().tree_fingerprint);
+  EXPECT_THAT(build(20, "some", "--fit-tree --fan-out 2 --depth 2").output, HasSubstr("nothing to do"));
+
+  // More documents leave every one of them where it was.
+  const Outcome more = build(30, "more", "--tree " + Path("some/tree.safetensors"));
+  ASSERT_EQ(more.code, 0) << more.output;
+  std::set<std::string> of_the_first;
+  for (const std::string& id : IdsOf(Path("more.jsonl")))
+    if (std::stoi(id.substr(1)) < 20) of_the_first.insert(id);
+  EXPECT_EQ(of_the_first, IdsOf(Path("some.jsonl")));
+}
+
 TEST_F(CorpusCliTest, BuildsFromDocumentsToShardsAndIsIdempotent) {
   const std::string command = "corpus build --input " + WritePages(24) + Models() + "--fit-tree --fan-out 4 --depth 2 --seed 3 --sequence-length 32 --pages " +
                               Path("out.jsonl") + " --output " + Path("corpus");

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Writes train.json: ten AdamW steps of the tiny anchor with FFN memory in PyTorch and transformers, frozen and co-trained. Every step is the whole
-corpus, so the order of sequences does not matter. Run with an environment that has torch, numpy and transformers:
+"""Writes train.json: ten AdamW steps of the tiny anchor in PyTorch and transformers: with FFN memory, frozen and co-trained; alone, without a bank; and
+co-trained by another recipe (z-loss, warm-up - constant - linear schedule, a weight decay of the anchor's own that spares the norms). Every step is
+the whole corpus, so the order of sequences does not matter. Run with an environment that has torch, numpy and transformers:
 
     tests/golden/train/make_train.py
 """
@@ -19,6 +20,7 @@ import transformers
 HERE = pathlib.Path(__file__).parent
 FAN_OUT, WIDTHS, LAYERS, HIDDEN, SEED = 2, [4, 2], 2, 64, 7
 STEPS, WARMUP, LR, MIN_LR, WEIGHT_DECAY, CLIP, BETAS, EPS = 10, 2, 2e-2, 2e-3, 1e-2, 0.5, (0.9, 0.95), 1e-8
+Z_LOSS, COOLDOWN, ANCHOR_WEIGHT_DECAY = 1e-2, 4, 0.5   # of the recipe
 MASK = 0xFFFFFFFF
 
 
@@ -64,18 +66,20 @@ def make_sequences():
     return sequences
 
 
-def learning_rate(step):
+def learning_rate(step, recipe):
     if step <= WARMUP:
         return LR * step / WARMUP
+    if recipe:
+        return LR + (MIN_LR - LR) * max(0, step - (STEPS - COOLDOWN)) / COOLDOWN
     progress = (step - WARMUP - 1) / (STEPS - WARMUP - 1)
     return MIN_LR + (LR - MIN_LR) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def train(anchor_directory, sequences, cotrain):
+def train(anchor_directory, sequences, cotrain, memory=True, recipe=False):
     model = transformers.LlamaForCausalLM.from_pretrained(anchor_directory, dtype=torch.float32, attn_implementation="eager")
     model.requires_grad_(cotrain)
     blocks, active = {}, []
-    for sequence in sequences:
+    for sequence in sequences if memory else []:
         for level in (1, 2):
             cluster = sequence["leaf"] // FAN_OUT ** (len(WIDTHS) - level)
             blocks.setdefault((level, cluster), torch.nn.Parameter(initial_block(level, cluster)))
@@ -91,12 +95,17 @@ def train(anchor_directory, sequences, cotrain):
     for index, layer in enumerate(model.model.layers):
         layer.mlp.register_forward_hook(with_memory(index))
     parameters = list(blocks.values()) + (list(model.parameters()) if cotrain else [])
-    optimizer = torch.optim.AdamW(parameters, lr=LR, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY)
+    groups = [{"params": parameters}]
+    if recipe:
+        groups = [{"params": list(blocks.values())},
+                  {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": ANCHOR_WEIGHT_DECAY},
+                  {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY)
     losses, norms = [], []
     for step in range(1, STEPS + 1):
-        total, targets = 0, 0
+        total, z, targets = 0, 0, 0
         for sequence in sequences:
-            active[:] = [blocks[level, sequence["leaf"] // FAN_OUT ** (len(WIDTHS) - level)] for level in (1, 2)]
+            active[:] = [blocks[level, sequence["leaf"] // FAN_OUT ** (len(WIDTHS) - level)] for level in (1, 2)] if memory else []
             begin = 0
             for end in sequence["document_ends"]:
                 tokens = torch.tensor(sequence["tokens"][begin:end])
@@ -105,13 +114,14 @@ def train(anchor_directory, sequences, cotrain):
                     continue
                 logits = model(tokens[None]).logits[0, :-1]
                 total = total + torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="sum")
+                z = z + Z_LOSS * torch.logsumexp(logits, -1).square().sum()
                 targets += len(tokens) - 1
         loss = total / targets
         optimizer.zero_grad()
-        loss.backward()
+        (loss + z / targets if recipe else loss).backward()
         norms.append(torch.nn.utils.clip_grad_norm_(parameters, CLIP).item())
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
+            group["lr"] = learning_rate(step, recipe)
         optimizer.step()
         losses.append(loss.item())
     return {"losses": losses, "gradient_norms": norms}
@@ -124,9 +134,11 @@ def main():
         subprocess.run([sys.executable, HERE.parents[1] / "testing/tiny_anchor.py", directory], check=True)
         result = {"sequences": sequences, "fan_out": FAN_OUT, "widths": WIDTHS, "layers": LAYERS, "hidden": HIDDEN, "seed": SEED, "steps": STEPS,
                   "warmup_steps": WARMUP, "learning_rate": LR, "min_learning_rate": MIN_LR, "weight_decay": WEIGHT_DECAY, "clip": CLIP,
-                  "frozen": train(directory, sequences, False), "cotrain": train(directory, sequences, True)}
+                  "z_loss": Z_LOSS, "cooldown_steps": COOLDOWN, "anchor_weight_decay": ANCHOR_WEIGHT_DECAY,
+                  "frozen": train(directory, sequences, False), "cotrain": train(directory, sequences, True),
+                  "anchor": train(directory, sequences, True, memory=False), "recipe": train(directory, sequences, True, recipe=True)}
     (HERE / "train.json").write_text(json.dumps(result) + "\n")
-    print(result["frozen"], result["cotrain"], sep="\n")
+    print(*(result[name] for name in ("frozen", "cotrain", "anchor", "recipe")), sep="\n")
 
 
 if __name__ == "__main__":

@@ -200,11 +200,19 @@ TEST_P(CpuKernelsTest, MatrixProductOfARowIsAlwaysTheSame) {
 TEST_P(CpuKernelsTest, CrossEntropyAndItsGradient) {
   const torch::Tensor logits = Random({5, 5003}) * 2;
   const torch::Tensor targets = torch::tensor({3, -100, 5002, 0, 77}, torch::kLong);
-  torch::Tensor work = torch::empty({5, 5010}, logits.options()).narrow(1, 0, 5003).copy_(logits), losses = torch::empty({5});
-  kernels().cross_entropy(5, 5003, 5010, work.data_ptr(), targets.data_ptr<int64_t>(), 0.25f, true, losses.data_ptr<float>());
-  const auto f = [&](const torch::Tensor& in) { return reference::CrossEntropy(in, targets); };
-  EXPECT_LE(MaxAbs(losses, f(logits.to(torch::kFloat))), 2e-5);
-  EXPECT_LE(MaxAbs(work, Gradient(logits, torch::full({5}, 0.25), f)), dtype() == torch::kFloat ? 1e-6 : 1e-3);
+  const torch::Tensor counted = targets.ne(-100), wide = logits.to(torch::kFloat);
+  for (const double z_loss : {0.0, 0.05}) {
+    torch::Tensor work = torch::empty({5, 5010}, logits.options()).narrow(1, 0, 5003).copy_(logits);
+    torch::Tensor losses = torch::empty({5}), log_sums = torch::empty({5});
+    kernels().cross_entropy(5, 5003, 5010, work.data_ptr(), targets.data_ptr<int64_t>(), 0.25f, static_cast<float>(z_loss), true,
+                            losses.data_ptr<float>(), log_sums.data_ptr<float>());
+    const auto f = [&](const torch::Tensor& in) {
+      return reference::CrossEntropy(in, targets) + z_loss * torch::logsumexp(in.to(torch::kFloat), -1).square() * counted;
+    };
+    EXPECT_LE(MaxAbs(losses, reference::CrossEntropy(wide, targets)), 2e-5);
+    EXPECT_LE(MaxAbs(log_sums, torch::logsumexp(wide, -1) * counted), 2e-5);
+    EXPECT_LE(MaxAbs(work, Gradient(logits, torch::full({5}, 0.25), f)), dtype() == torch::kFloat ? 1e-6 : 1e-3) << z_loss;
+  }
 }
 
 TEST_P(CpuKernelsTest, AccumulateIsFp32) {

@@ -60,6 +60,23 @@ TEST(TrainOptions, ContradictionsAreNamed) {
   o = Good();
   o.anchor_learning_rate = 0.1;
   ExpectInvalid(o, "--anchor-learning-rate needs --mode cotrain");
+  o = Good();
+  o.mode = TrainMode::kAnchor;
+  EXPECT_TRUE(o.Validate().ok());
+  o.anchor_learning_rate = 0.1;
+  ExpectInvalid(o, "--learning-rate is the anchor's");
+  o.anchor_learning_rate = -1;
+  o.staleness = 1;
+  ExpectInvalid(o, "--mode anchor has no bank");
+  o = Good();
+  o.anchor_weight_decay = 0.1;
+  ExpectInvalid(o, "need --mode cotrain or anchor");
+  o = Good();
+  o.cooldown_steps = 2;
+  ExpectInvalid(o, "--cooldown-steps 2 needs --schedule wsd; it is cosine");
+  o.schedule = Schedule::kWsd;
+  o.warmup_steps = 9;
+  ExpectInvalid(o, "--cooldown-steps is 2; allowed: 0 to 1");
 }
 
 TEST(TrainOptions, EpochsBecomeWholeSteps) {
@@ -103,6 +120,23 @@ TEST(LearningRate, WarmsUpLinearlyThenFollowsTheCosineToItsFloor) {
   EXPECT_DOUBLE_EQ(LearningRateAt(100, 100, 10, 1e-3, 1e-4), 1e-4);
   EXPECT_DOUBLE_EQ(LearningRateAt(1, 1, 0, 1e-3, 1e-4), 1e-3);
   for (int step = 12; step <= 100; ++step) EXPECT_LT(LearningRateAt(step, 100, 10, 1e-3, 1e-4), LearningRateAt(step - 1, 100, 10, 1e-3, 1e-4));
+}
+
+TEST(LearningRate, WsdIsConstantThenLinearToItsFloor) {
+  TrainOptions o = Good();
+  o.schedule = Schedule::kWsd;
+  o.steps = 100;
+  o.warmup_steps = 10;
+  o.learning_rate = 1e-3;
+  o.min_learning_rate = 1e-4;
+  EXPECT_EQ(o.EffectiveCooldownSteps(), 20u);
+  EXPECT_DOUBLE_EQ(o.LearningRateOf(5), 5e-4);
+  EXPECT_DOUBLE_EQ(o.LearningRateOf(11), 1e-3);
+  EXPECT_DOUBLE_EQ(o.LearningRateOf(80), 1e-3);
+  EXPECT_DOUBLE_EQ(o.LearningRateOf(90), 5.5e-4);
+  EXPECT_DOUBLE_EQ(o.LearningRateOf(100), 1e-4);
+  o.steps = 11;  // as short as it can be
+  EXPECT_DOUBLE_EQ(o.LearningRateOf(11), 1e-4);
 }
 
 }  // namespace

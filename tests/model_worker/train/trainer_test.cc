@@ -2,15 +2,19 @@
 // every call to the servers, and what is refused.
 #include "model_worker/train/trainer.h"
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <memory>
 
 #include "common/base/file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "model_worker/train/batch.h"
 #include "nlohmann/json.hpp"
 #include "tests/testing/shard_memory_client.h"
 #include "tests/testing/tiny_run.h"
@@ -34,7 +38,8 @@ std::vector<nlohmann::json> ReadLog(const TrainOptions& options) {
 
 std::vector<double> Losses(const TrainOptions& options, const char* key = "loss") {
   std::vector<double> losses;
-  for (const nlohmann::json& line : ReadLog(options)) losses.push_back(line.at(key));
+  for (const nlohmann::json& line : ReadLog(options))
+    if (!line.contains("validation")) losses.push_back(line.at(key));
   return losses;
 }
 
@@ -243,6 +248,121 @@ TEST_F(TrainerTest, OldCheckpointsGoAndFinishedRunsStayFinished) {
   EXPECT_EQ(bank->Dump(), before);
 }
 
+// --- Validation ------------------------------------------------------------------------------------------------------------------------
+
+// When every step is the whole corpus, the loss of step n + 1 is that of the same sequences after step n.
+TEST_F(TrainerTest, ValidationIsTheLossThatTheNextStepSees) {
+  std::vector<PackedSequence> sequences = TinyRun::RandomSequences(10, 4);
+  std::reverse(sequences.begin(), sequences.end());  // another corpus
+  const std::string held_out = run_.path() + "/held-out";
+  ASSERT_TRUE(WritePackedCorpus(held_out, run_.info(), sequences).ok());
+  uint64_t targets = 0, documents = 0;
+  for (const PackedSequence& sequence : sequences) {
+    targets += CountTargets(sequence);
+    documents += sequence.document_ends.size();
+  }
+  TrainOptions options = run_.Options("plain");
+  options.batch_sequences = 10;
+  options.micro_batch_sequences = 3;
+  options.generic_control = true;
+  const std::string untouched = TrainFresh("plain", options)->Dump();
+  TrainOptions validated = options;
+  validated.output += "-validated";
+  validated.validation_path = held_out;
+  validated.validate_every = 2;
+  auto bank = NewBank("validated");
+  const auto summary = Train(validated, *bank, kNeverStop);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  EXPECT_EQ(bank->Dump(), untouched);
+  const std::vector<double> losses = Losses(validated), generic = Losses(validated, "loss_generic");
+  EXPECT_EQ(losses, Losses(options));
+  std::vector<nlohmann::json> found;
+  for (const nlohmann::json& line : ReadLog(validated))
+    if (line.contains("validation")) found.push_back(line);
+  ASSERT_EQ(found.size(), 6u);
+  for (const nlohmann::json& line : found) {
+    const uint64_t step = line["step"];
+    const nlohmann::json& validation = line["validation"];
+    EXPECT_EQ(validation["targets"], targets);
+    EXPECT_EQ(validation["bytes"], targets - documents);  // a byte each, but for the ends of text
+    EXPECT_NEAR(validation["none"]["loss"], losses[0], 1e-5);  // an untouched bank has no effect
+    if (step < 12) {
+      EXPECT_NEAR(validation["fetched"]["loss"], losses[step], 1e-5);
+      EXPECT_NEAR(validation["generic"]["loss"], generic[step], 1e-5);
+    }
+    EXPECT_NEAR(validation["fetched"]["bits_per_byte"],
+                validation["fetched"]["loss"].get<double>() * targets / std::log(2.0) / (targets - documents), 1e-9);
+  }
+  EXPECT_EQ(nlohmann::json::parse(summary->validation), found.back()["validation"]);
+  EXPECT_THAT(*ReadFile(validated.output + "/loss.svg"), HasSubstr("held out, no memory"));
+}
+
+TEST_F(TrainerTest, ValidationOfAnAnchorAloneAndWhatIsRefused) {
+  const std::string held_out = run_.path() + "/held-out";
+  ASSERT_TRUE(WritePackedCorpus(held_out, run_.info(), TinyRun::RandomSequences(3, 2)).ok());
+  TrainOptions options = run_.Options("anchor");
+  options.mode = TrainMode::kAnchor;
+  options.validation_path = held_out;
+  options.validation_sequences = 2;
+  const auto summary = TrainAnchorAlone(options, kNeverStop);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  const auto validation = nlohmann::json::parse(summary->validation);  // after the last step
+  EXPECT_FALSE(validation.contains("fetched"));
+  EXPECT_LT(validation["none"]["loss"], 6.0);
+
+  options = run_.Options("same");
+  options.validation_path = options.corpus_path;
+  auto bank = NewBank("same");
+  EXPECT_THAT(std::string(Train(options, *bank, kNeverStop).status().message()), HasSubstr("is the corpus that is trained on"));
+  PackedInfo info = run_.info();
+  info.tokenizer_hash = "other";
+  options.validation_path = run_.path() + "/other";
+  ASSERT_TRUE(WritePackedCorpus(options.validation_path, info, TinyRun::RandomSequences(3, 2)).ok());
+  EXPECT_THAT(std::string(Train(options, *bank, kNeverStop).status().message()),
+              HasSubstr("--validation " + options.validation_path + ": the corpus was packed with tokenizer other"));
+}
+
+// --- The anchor alone ----------------------------------------------------------------------------------------------------------------
+
+// The newest checkpoint's file below its anchor.
+std::string AnchorBytes(const TrainSummary& summary, const char* file = "model.safetensors") {
+  return *ReadFile(summary.run_directory + "/checkpoints/" + summary.checkpoint + "/anchor/" + file);
+}
+
+TEST_F(TrainerTest, AnchorAloneLearnsWithoutServersAndResumesBitEqual) {
+  TrainOptions options = run_.Options("anchor");
+  options.mode = TrainMode::kAnchor;
+  const auto whole = TrainAnchorAlone(options, kNeverStop);
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  EXPECT_LT(Losses(options).back(), 0.8 * Losses(options).front());
+  EXPECT_EQ(whole->pushed_bytes + whole->fetched_bytes, 0u);
+  EXPECT_TRUE(LoadTokenizer(whole->run_directory + "/checkpoints/" + whole->checkpoint + "/anchor").ok());
+
+  TrainOptions stopped = options;
+  stopped.output += "-stopped";
+  const std::atomic<bool> stop{true};
+  ASSERT_EQ(TrainAnchorAlone(stopped, stop)->steps_done, 1u);
+  const auto resumed = TrainAnchorAlone(stopped, kNeverStop);
+  ASSERT_TRUE(resumed.ok()) << resumed.status();
+  EXPECT_EQ(resumed->resumed_from, 1u);
+  EXPECT_EQ(Losses(stopped), Losses(options));
+  EXPECT_EQ(AnchorBytes(*resumed), AnchorBytes(*whole));
+}
+
+// The baseline of a co-training run: the same sequences in the same order.
+TEST_F(TrainerTest, AnchorAloneSeesTheSequencesOfACotrainedRun) {
+  TrainOptions cotrain = run_.Options("cotrain");
+  cotrain.mode = TrainMode::kCotrain;
+  cotrain.learning_rate = cotrain.min_learning_rate = 0;  // nothing learns: the losses show the batches
+  TrainFresh("cotrain", cotrain);
+  TrainOptions anchor = cotrain;
+  anchor.mode = TrainMode::kAnchor;
+  anchor.output += "-anchor";
+  ASSERT_TRUE(TrainAnchorAlone(anchor, kNeverStop).ok());
+  EXPECT_THAT(Losses(anchor), ::testing::Pointwise(::testing::DoubleNear(1e-6), Losses(cotrain)));
+  EXPECT_EQ(Losses(anchor, "tokens"), Losses(cotrain, "tokens"));
+}
+
 // --- What is refused -----------------------------------------------------------------------------------------------------------------
 
 void ExpectRefused(const absl::StatusOr<TrainSummary>& result, absl::StatusCode code, const std::string& text) {
@@ -309,6 +429,31 @@ TEST_F(TrainerTest, NotFiniteLossNamesStepAndBatchAndKeepsTheCheckpoint) {
   EXPECT_FALSE(bank->ListCheckpoints()->empty());
 }
 
+TEST_F(TrainerTest, NotFiniteGradientNamesStepAndBatchAndAppliesNothing) {
+  TrainOptions options = run_.Options("norm");
+  auto bank = NewBank("norm");
+  std::string before;
+  bank->intercept = [&](const std::string& call) {
+    if (call == "PrepareStep" && bank->GetStatus()->head_step == 3) {
+      before = bank->Dump();
+      bank->norm_factor = std::numeric_limits<double>::quiet_NaN();
+    }
+    return absl::OkStatus();
+  };
+  const auto result = Train(options, *bank, kNeverStop);
+  ExpectRefused(result, absl::StatusCode::kFailedPrecondition, "step 4");
+  EXPECT_THAT(std::string(result.status().message()), HasSubstr("norm is nan; its batch is corpus sequences "));
+  EXPECT_EQ(bank->Dump(), before);
+}
+
+TEST_F(TrainerTest, ModeAndServersMustAgree) {
+  TrainOptions options = run_.Options("mode");
+  ExpectRefused(TrainAnchorAlone(options, kNeverStop), absl::StatusCode::kInvalidArgument, "--mode frozen needs memory servers");
+  options.mode = TrainMode::kAnchor;
+  auto bank = NewBank("mode");
+  ExpectRefused(Train(options, *bank, kNeverStop), absl::StatusCode::kInvalidArgument, "--mode anchor has no memory servers");
+}
+
 TEST_F(TrainerTest, OneTrainerPerRunDirectory) {
   TrainOptions options = run_.Options("run");
   auto bank = NewBank("bank");
@@ -326,10 +471,11 @@ TEST_F(TrainerTest, OneTrainerPerRunDirectory) {
 
 // --- PyTorch's numbers ---------------------------------------------------------------------------------------------------------------
 
-class GoldenTest : public ::testing::TestWithParam<TrainMode> {};
+class GoldenTest : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(GoldenTest, TenAdamWStepsEqualPyTorch) {
   const auto golden = nlohmann::json::parse(*ReadFile(std::string(std::getenv("MEMBANK_SOURCE_DIR")) + "/tests/golden/train/train.json"));
+  const std::string name = GetParam();
   TinyRun run;
   std::vector<PackedSequence> sequences;
   for (const auto& sequence : golden["sequences"])
@@ -338,7 +484,7 @@ TEST_P(GoldenTest, TenAdamWStepsEqualPyTorch) {
   ASSERT_EQ(run.spec().widths, golden["widths"].get<std::vector<uint32_t>>());
   ASSERT_EQ(run.spec().seed, golden["seed"]);
   TrainOptions options = run.Options("golden");
-  options.mode = GetParam();
+  options.mode = name == "frozen" ? TrainMode::kFrozen : name == "anchor" ? TrainMode::kAnchor : TrainMode::kCotrain;
   options.steps = golden["steps"];
   options.batch_sequences = static_cast<uint32_t>(sequences.size());
   options.warmup_steps = golden["warmup_steps"];
@@ -346,15 +492,22 @@ TEST_P(GoldenTest, TenAdamWStepsEqualPyTorch) {
   options.min_learning_rate = golden["min_learning_rate"];
   options.weight_decay = golden["weight_decay"];
   options.clip = golden["clip"];
+  if (name == "recipe") {
+    options.schedule = Schedule::kWsd;
+    options.cooldown_steps = golden["cooldown_steps"];
+    options.z_loss = golden["z_loss"];
+    options.anchor_weight_decay = golden["anchor_weight_decay"];
+    options.decay_norms = false;
+  }
   ShardMemoryClient bank(run.spec(), run.path() + "/bank", 2);
-  const auto summary = Train(options, bank, kNeverStop);
+  const auto summary = options.HasBank() ? Train(options, bank, kNeverStop) : TrainAnchorAlone(options, kNeverStop);
   ASSERT_TRUE(summary.ok()) << summary.status();
-  const auto& expected = golden[options.mode == TrainMode::kFrozen ? "frozen" : "cotrain"];
+  const auto& expected = golden[name];
   EXPECT_THAT(Losses(options), ::testing::Pointwise(::testing::DoubleNear(1e-5), expected["losses"].get<std::vector<double>>()));
   EXPECT_THAT(Losses(options, "gradient_norm"), ::testing::Pointwise(::testing::DoubleNear(1e-4), expected["gradient_norms"].get<std::vector<double>>()));
 }
 
-INSTANTIATE_TEST_SUITE_P(Modes, GoldenTest, ::testing::Values(TrainMode::kFrozen, TrainMode::kCotrain));
+INSTANTIATE_TEST_SUITE_P(Recipes, GoldenTest, ::testing::Values("frozen", "cotrain", "anchor", "recipe"));
 
 }  // namespace
 }  // namespace membank
