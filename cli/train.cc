@@ -3,6 +3,7 @@
 #include <csignal>
 
 #include <atomic>
+#include <cstdlib>
 #include <memory>
 #include <string>
 
@@ -52,6 +53,11 @@ absl::Status RunTrain(const TrainCommand& command) {
   if (options.HasBank() != command.servers.given())
     return InvalidArgument("--mode {} {}", command.mode, options.HasBank() ? "needs the bank's servers: give --slot-map or --memory-servers"
                                                                            : "has no bank: leave --slot-map and --memory-servers out");
+  // torchrun serves the store itself, and it outlives a restart of the ranks.
+  const char* agent = std::getenv("TORCHELASTIC_USE_AGENT_STORE");
+  options.agent_store = agent != nullptr && std::string_view(agent) == "True";
+  const char* restarts = std::getenv("TORCHELASTIC_RESTART_COUNT");
+  options.store_prefix = fmt::format("membank/{}", restarts == nullptr ? "0" : restarts);
   std::unique_ptr<MemoryClient> client;
   if (options.HasBank()) {
     ASSIGN_OR_RETURN(client, command.servers.Connect());
@@ -125,6 +131,9 @@ void AddRunning(CLI::App* app, TrainCommand* command) {
   app->add_option("--rank", o.rank, "this process among --world-size that share every batch; 0 commits steps and checkpoints")->envname("RANK")
       ->capture_default_str();
   app->add_option("--world-size", o.world_size, "ranks of the run, each started with the same settings")->envname("WORLD_SIZE")->capture_default_str();
+  app->add_option("--master-addr", o.master_address, "machine of rank 0, where the ranks of a learning anchor meet; not used with --mode frozen")
+      ->envname("MASTER_ADDR");
+  app->add_option("--master-port", o.master_port, "and its port")->envname("MASTER_PORT")->capture_default_str();
   app->add_option("--rank-timeout", o.rank_timeout_seconds, "seconds that a rank waits for another one before it gives up, naming it")
       ->capture_default_str();
   app->add_option("--validation", o.validation_path, "corpus of held-out documents (`membank corpus build --held-out`): its loss with fetched, generic and no "

@@ -9,27 +9,27 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "model_worker/train/anchor_parameters.h"
 
 namespace membank {
 
 class AnchorOptimizer {
  public:
-  // `parameters` with requires_grad set, as AnchorWeights::Named gives them; no tensor twice.
-  AnchorOptimizer(std::vector<std::pair<std::string, torch::Tensor>> parameters, double beta1, double beta2, double epsilon, bool decay_vectors);
+  // Of the parameters that this rank owns.
+  AnchorOptimizer(AnchorParameters* parameters, double beta1, double beta2, double epsilon, bool decay_vectors);
 
-  // Sum of squares of all gradients, fp64: the anchor's part of the global norm.
-  double SumOfSquares() const;
-  // One update with gradients times `scale`; clears the gradients.
+  // One update of the owned parameters with gradients times `scale`, which it changes.
   void Step(double scale, double learning_rate, double weight_decay);
 
-  // Moments, master weights and step count as one safetensors file. Load checks every name and shape.
-  absl::Status Save(const std::string& path) const;
-  absl::Status Load(const std::string& path);
+  // Moments, master weights and step count of the owned parameters as one safetensors file of a checkpoint's directory; those of all ranks together
+  // are the state, whatever number of ranks loads it. Load checks every name and size.
+  absl::Status Save(const std::string& directory, uint32_t rank) const;
+  absl::Status Load(const std::string& directory);
 
  private:
   struct State {
     std::string name;
-    torch::Tensor parameter;
+    torch::Tensor parameter, gradient;
     torch::Tensor weights;        // fp32: `parameter` itself or its master copy
     torch::Tensor first, second;  // fp32 moments
   };

@@ -63,7 +63,7 @@ absl::Status Checkpointer::WriteAnchor(const std::string& path, const AnchorWeig
   const std::string directory = path + kAnchorDirectory;
   RETURN_IF_ERROR(SaveAnchor(anchor, directory));
   RETURN_IF_ERROR(CopyTokenizerFiles(anchor_path_, directory));
-  return optimizer.Save(path + kAnchorOptimizerFile);
+  return optimizer.Save(path, 0);
 }
 
 absl::Status Checkpointer::DeleteOld() const {

@@ -47,7 +47,6 @@ class Checkpointer {
   absl::StatusOr<std::string> last_ = std::string();
 };
 
-inline constexpr char kAnchorDirectory[] = "/anchor";                              // in a checkpoint, when co-training
-inline constexpr char kAnchorOptimizerFile[] = "/anchor_optimizer.safetensors";
+inline constexpr char kAnchorDirectory[] = "/anchor";  // in a checkpoint, when the anchor learns
 
 }  // namespace membank

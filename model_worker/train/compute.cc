@@ -16,7 +16,8 @@ absl::Status NotFinite(const TrainBatch& batch, double loss) {
 }  // namespace
 
 absl::StatusOr<UpdateResult> RunUpdate(Transformer& model, const BankSpec& spec, const TrainBatch& batch,
-                                       absl::Span<const BlockHandle> blocks, uint32_t micro_batch_sequences, double z_loss) {
+                                       absl::Span<const BlockHandle> blocks, uint32_t micro_batch_sequences, double z_loss,
+                                       AnchorParameters* anchor) {
   UpdateResult result;
   for (const BlockHandle& block : blocks) result.gradients.push_back(torch::zeros(block->values.sizes(), torch::kFloat));
   const size_t stride = micro_batch_sequences == 0 ? batch.sequences.size() : micro_batch_sequences;
@@ -43,6 +44,7 @@ absl::StatusOr<UpdateResult> RunUpdate(Transformer& model, const BankSpec& spec,
     }
     if (!std::isfinite(fetched + generic + z)) return NotFinite(batch, fetched + generic + z);
     loss.backward();
+    if (anchor != nullptr) anchor->Collect();
   }
   result.shares = {fetched, generic, z};
   return result;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "model_worker/train/anchor_parameters.h"
 #include "model_worker/train/batch.h"
 
 namespace membank {
@@ -26,9 +27,9 @@ struct UpdateLosses {
 };
 UpdateLosses LossesOf(const BatchTotals& totals, const LossShares& shares);  // shares: of all ranks
 
-// Gradients of a trained anchor are added to its parameters' .grad(). A loss that is not finite is FAILED_PRECONDITION naming the step
+// `anchor`: collects the gradients of a learning anchor; null: it is frozen. A loss that is not finite is FAILED_PRECONDITION naming the step
 // and the corpus indices of its sequences; nothing was pushed then.
 absl::StatusOr<UpdateResult> RunUpdate(Transformer& model, const BankSpec& spec, const TrainBatch& batch,
-                                       absl::Span<const BlockHandle> blocks, uint32_t micro_batch_sequences, double z_loss);
+                                       absl::Span<const BlockHandle> blocks, uint32_t micro_batch_sequences, double z_loss, AnchorParameters* anchor);
 
 }  // namespace membank

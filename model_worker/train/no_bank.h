@@ -1,17 +1,19 @@
 // The memory servers of a run that has no bank: it trains the anchor alone (`--mode anchor`), on the road of all other runs. Every step has no
-// blocks and is applied at once; checkpoints are the trainer's own files. Any thread.
+// blocks and is applied at once; checkpoints are the trainer's own files. With several ranks it adds up their sums and passes on what rank 0 says
+// of the run, as the servers do. Any thread; pushes from one.
 #pragma once
 
 #include "absl/synchronization/mutex.h"
 #include "common/client/memory_client.h"
 #include "common/corpus/packed.h"
+#include "model_worker/train/collectives.h"
 
 namespace membank {
 
 class NoBank : public MemoryClient {
  public:
-  // A bank whose levels are all empty, over the corpus' tree.
-  explicit NoBank(const PackedInfo& corpus);
+  // A bank whose levels are all empty, over the corpus' tree. `rendezvous` and `collectives` (nobody else's): null with one rank.
+  NoBank(const PackedInfo& corpus, Rendezvous* rendezvous, std::unique_ptr<Collectives> collectives);
 
   const BankSpec& spec() const override { return spec_; }
   absl::StatusOr<BankStatus> GetStatus() override;
@@ -37,6 +39,8 @@ class NoBank : public MemoryClient {
 
  private:
   BankSpec spec_;
+  Rendezvous* const rendezvous_;
+  const std::unique_ptr<Collectives> collectives_;
   absl::Mutex mu_;
   uint64_t head_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<double> sums_ ABSL_GUARDED_BY(mu_);  // of the newest step

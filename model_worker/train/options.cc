@@ -68,9 +68,9 @@ absl::Status TrainOptions::Validate() const {
   RETURN_IF_ERROR(CheckRange("rank-timeout", rank_timeout_seconds, 1, 86400));
   if (world_size > batch_sequences)
     return InvalidArgument("--batch-sequences is {} for --world-size {}; every rank needs a sequence of each step", batch_sequences, world_size);
-  if (world_size > 1 && TrainsAnchor())
-    return InvalidArgument("--mode {} with --world-size {}: the ranks do not exchange gradients of the anchor; use --mode frozen, or one rank",
-                           TrainModeName(mode), world_size);
+  if (world_size > 1 && TrainsAnchor() && (master_address.empty() || master_port == 0))
+    return InvalidArgument("--mode {} with --world-size {}: the ranks add up the anchor's gradients among themselves; say where rank 0 is with "
+                           "--master-addr and --master-port (MASTER_ADDR and MASTER_PORT; torchrun sets them)", TrainModeName(mode), world_size);
   if (validation_path.empty() && (validate_every > 0 || validation_sequences > 0))
     return absl::InvalidArgumentError("--validate-every and --validation-sequences need --validation: the corpus of held-out documents");
   RETURN_IF_ERROR(CheckRange("keep-checkpoints", keep_checkpoints, 1, 1e6));

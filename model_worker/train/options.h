@@ -55,6 +55,11 @@ struct TrainOptions {
   uint32_t staleness = 0;                // steps a worker may compute ahead of the applied ones. 0: bit-reproducible
   std::optional<DType> gradient_dtype;   // of pushed gradients: F32, BF16 or I8_ROWS (with error feedback); none = dtype
   uint32_t rank = 0, world_size = 1;     // this process among those that share every batch; rank 0 commits steps and checkpoints
+  // Ranks of a learning anchor meet here, as torchrun says it (MASTER_ADDR, MASTER_PORT); those of a frozen one need no address but the servers'.
+  std::string master_address;
+  uint16_t master_port = 29500;
+  bool agent_store = false;              // torchrun's agent serves the store there (TORCHELASTIC_USE_AGENT_STORE)
+  std::string store_prefix;              // keys of this start, where the store outlives it
   uint32_t rank_timeout_seconds = 300;   // how long a rank waits for another one before it gives up, naming it
   std::string validation_path;           // packed corpus of held-out documents; empty: no validation
   uint64_t validate_every = 0;           // steps; 0 = only after the last one

@@ -1,7 +1,7 @@
 // The directory of a run:
 //   run.json                       the run's identity and the newest epoch it used
 //   log.jsonl, loss.svg            (run_log.h)
-//   checkpoints/<id>/              anchor/, anchor_optimizer.safetensors when co-training, error_feedback-<rank>.safetensors with int8 gradients,
+//   checkpoints/<id>/              anchor/ and anchor_optimizer[-<rank>].safetensors when it learns, error_feedback-<rank>.safetensors with int8 gradients,
 //   checkpoints/<id>/manifest.json written last by atomic rename: it commits the checkpoint of worker and servers together, and says the checksums
 //                                  of the files beside it
 //   lock                           held by the trainer that is running

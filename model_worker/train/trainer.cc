@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "common/bank/gradient_codec.h"
+#include "common/base/file.h"
 #include "common/base/json.h"
 #include "common/base/log.h"
 #include "common/base/progress.h"
@@ -12,8 +13,10 @@
 #include "common/text/tokenizer.h"
 #include "model_worker/model/weights.h"
 #include "model_worker/train/anchor_optimizer.h"
+#include "model_worker/train/anchor_parameters.h"
 #include "model_worker/train/batch_feed.h"
 #include "model_worker/train/checkpointer.h"
+#include "model_worker/train/collectives.h"
 #include "model_worker/train/compute.h"
 #include "model_worker/train/error_feedback.h"
 #include "model_worker/train/no_bank.h"
@@ -40,8 +43,10 @@ namespace {
 
 class Trainer {
  public:
-  Trainer(const TrainOptions& options, MemoryClient& client, std::unique_ptr<PackedCorpus> corpus, const std::atomic<bool>& stop)
-      : options_(options), client_(client), spec_(client.spec()), stop_(stop), corpus_(std::move(corpus)) {}
+  // `collectives`: of the ranks of a learning anchor; null with one rank.
+  Trainer(const TrainOptions& options, MemoryClient& client, std::unique_ptr<PackedCorpus> corpus, Collectives* collectives,
+          const std::atomic<bool>& stop)
+      : options_(options), client_(client), spec_(client.spec()), collectives_(collectives), stop_(stop), corpus_(std::move(corpus)) {}
 
   absl::Status Open();
   absl::Status Run();
@@ -54,6 +59,8 @@ class Trainer {
   absl::Status RunStep(uint64_t step);
   absl::Status RunUpdateOf(uint64_t step, StepRecord* record, BatchTotals* totals);
   StepUpdate MakeUpdate(const TrainBatch& batch, UpdateResult result);
+  absl::Status StepAnchor(uint64_t step, uint64_t server_step);
+  absl::Status SaveShard(uint64_t step);
   absl::Status JudgeEnd(uint64_t step);
   bool CheckpointAfter(uint64_t step) const {
     return last_step_ == step || (options_.checkpoint_every > 0 && step % options_.checkpoint_every == 0);
@@ -72,6 +79,7 @@ class Trainer {
   const TrainOptions& options_;
   MemoryClient& client_;
   const BankSpec spec_;
+  Collectives* const collectives_;
   const std::atomic<bool>& stop_;
   std::unique_ptr<RunDirectory> directory_;     // rank 0's, as log and checkpointer
   std::unique_ptr<PackedCorpus> corpus_;
@@ -79,7 +87,8 @@ class Trainer {
   StartPoint start_;
   uint64_t step_ = 0;                           // done
   std::unique_ptr<Transformer> model_;
-  std::unique_ptr<AnchorOptimizer> optimizer_;  // null: the anchor is frozen
+  std::unique_ptr<AnchorParameters> parameters_;  // null: the anchor is frozen; as the optimizer
+  std::unique_ptr<AnchorOptimizer> optimizer_;
   std::unique_ptr<RunLog> log_;
   std::unique_ptr<Validation> validation_;      // rank 0's, with --validation
   std::unique_ptr<Checkpointer> checkpointer_;
@@ -164,9 +173,10 @@ absl::Status Trainer::LoadModel(const RunCheckpoint& checkpoint) {
   }
   model_ = std::make_unique<Transformer>(std::move(anchor_), options_.TrainsAnchor());
   if (!options_.TrainsAnchor()) return absl::OkStatus();
-  optimizer_ = std::make_unique<AnchorOptimizer>(model_->weights().Named(), options_.beta1, options_.beta2, options_.epsilon,
+  parameters_ = std::make_unique<AnchorParameters>(model_->weights().Named(), collectives_);
+  optimizer_ = std::make_unique<AnchorOptimizer>(parameters_.get(), options_.beta1, options_.beta2, options_.epsilon,
                                                  options_.decay_norms);
-  return restore ? optimizer_->Load(path + kAnchorOptimizerFile) : absl::OkStatus();
+  return restore ? optimizer_->Load(path) : absl::OkStatus();
 }
 
 absl::Status Trainer::Run() {
@@ -216,7 +226,7 @@ absl::Status Trainer::RunUpdateOf(uint64_t step, StepRecord* record, BatchTotals
   if (step < options_.steps) feed_->Start(step);
 
   const TrainBatch& batch = ready.batch;
-  ASSIGN_OR_RETURN(UpdateResult result, RunUpdate(*model_, spec_, batch, ready.blocks, options_.micro_batch_sequences, options_.z_loss));
+  ASSIGN_OR_RETURN(UpdateResult result, RunUpdate(*model_, spec_, batch, ready.blocks, options_.micro_batch_sequences, options_.z_loss, parameters_.get()));
   record->has_generic = batch.generic_targets > 0 && batch.generic_targets < batch.targets;
   record->tokens = batch.tokens;
   record->data_seconds = ready.data_seconds;
@@ -226,17 +236,40 @@ absl::Status Trainer::RunUpdateOf(uint64_t step, StepRecord* record, BatchTotals
 
   RETURN_IF_ERROR(JudgeEnd(step));
   const uint64_t server_step = batch.server_step;
+  if (parameters_ != nullptr) parameters_->StartSum();
   StepUpdate update = MakeUpdate(batch, std::move(result));
+  if (parameters_ != nullptr) {
+    ASSIGN_OR_RETURN(update.anchor_sum_of_squares, parameters_->FinishSum(step));
+  }
   // Before the push: when rank 0 sees the step applied and commits its checkpoint, every rank's part of it is there.
   if (feedback_ != nullptr && CheckpointAfter(step))
     RETURN_IF_ERROR(feedback_->Save(RunDirectory::CheckpointPath(options_.output, CheckpointId(start_.identity, step))));
   RETURN_IF_ERROR(committer_->Submit(std::move(update)));
-  if (optimizer_ == nullptr) return absl::OkStatus();
-  // The norm of the whole step, memory and anchor together, scales both; the servers apply while the anchor does.
-  ASSIGN_OR_RETURN(const StepOutcome outcome, committer_->WaitPrepared(server_step));
+  return optimizer_ == nullptr ? absl::OkStatus() : StepAnchor(step, server_step);
+}
+
+// The norm of the whole step, memory and anchor together, scales both; the servers apply while the anchor does. Only rank 0 learns it from them.
+absl::Status Trainer::StepAnchor(uint64_t step, uint64_t server_step) {
+  double scale = 1;
+  if (commits()) {
+    ASSIGN_OR_RETURN(const StepOutcome outcome, committer_->WaitPrepared(server_step));
+    scale = outcome.scale;
+  }
+  ASSIGN_OR_RETURN(scale, parameters_->FromRankZero(scale, fmt::format("waiting for the gradient's norm of step {}", step)));
   const double ratio = options_.learning_rate > 0 ? options_.EffectiveAnchorLearningRate() / options_.learning_rate : 0;
-  optimizer_->Step(outcome.scale, ratio * options_.LearningRateOf(batch.step), options_.EffectiveAnchorWeightDecay());
-  return absl::OkStatus();
+  optimizer_->Step(scale, ratio * options_.LearningRateOf(step), options_.EffectiveAnchorWeightDecay());
+  RETURN_IF_ERROR(parameters_->Share(step));
+  return options_.world_size > 1 && CheckpointAfter(step) ? SaveShard(step) : absl::OkStatus();
+}
+
+// Rank 0 commits the checkpoint when the optimizer state of all others is there.
+absl::Status Trainer::SaveShard(uint64_t step) {
+  const std::string path = RunDirectory::CheckpointPath(options_.output, CheckpointId(start_.identity, step));
+  if (!commits()) {
+    RETURN_IF_ERROR(MakeDirectories(path));
+    RETURN_IF_ERROR(optimizer_->Save(path, options_.rank));
+  }
+  return parameters_->Meet(fmt::format("writing the checkpoint of step {}", step));
 }
 
 // Is `step` the last one? Ranks must agree on that: a request to stop travels with the rank's push, and all stop after the same later step, whose
@@ -269,7 +302,6 @@ StepUpdate Trainer::MakeUpdate(const TrainBatch& batch, UpdateResult result) {
   update.batch = SequencesText(batch);
   update.learning_rate = options_.LearningRateOf(batch.step);
   update.weight_decay = options_.weight_decay;
-  if (optimizer_ != nullptr) update.anchor_sum_of_squares = optimizer_->SumOfSquares();
   update.sums = {result.shares.fetched, result.shares.generic, stop_.load() ? 1.0 : 0.0, result.shares.z};
   return update;
 }
@@ -346,6 +378,26 @@ TrainSummary Trainer::Summary() const {
 
 namespace {
 
+struct Meeting {
+  std::unique_ptr<Rendezvous> rendezvous;
+  std::unique_ptr<Collectives> of_anchor;  // the trainer's thread
+  std::unique_ptr<Collectives> of_steps;   // without a bank: the committer's thread
+};
+
+absl::StatusOr<Meeting> MeetRanks(const TrainOptions& options) {
+  RendezvousOptions where{options.master_address, options.master_port, options.rank, options.world_size};
+  where.timeout = std::chrono::seconds(options.rank_timeout_seconds);
+  where.prefix = options.store_prefix;
+  where.agent_store = options.agent_store;
+  Meeting meeting;
+  ASSIGN_OR_RETURN(meeting.rendezvous, Rendezvous::Join(where));
+  ASSIGN_OR_RETURN(meeting.of_anchor, Collectives::Create(meeting.rendezvous.get(), "anchor"));
+  if (!options.HasBank()) {
+    ASSIGN_OR_RETURN(meeting.of_steps, Collectives::Create(meeting.rendezvous.get(), "steps"));
+  }
+  return meeting;
+}
+
 // `client` null: there is no bank.
 absl::StatusOr<TrainSummary> TrainWith(TrainOptions options, MemoryClient* client, const std::atomic<bool>& stop) {
   ASSIGN_OR_RETURN(std::unique_ptr<PackedCorpus> corpus, PackedCorpus::Open(options.corpus_path));
@@ -353,12 +405,25 @@ absl::StatusOr<TrainSummary> TrainWith(TrainOptions options, MemoryClient* clien
   RETURN_IF_ERROR(options.Validate());
   if (options.HasBank() != (client != nullptr))
     return InvalidArgument("--mode {} {} memory servers", TrainModeName(options.mode), options.HasBank() ? "needs" : "has no");
+  Meeting meeting;
+  if (options.TrainsAnchor() && options.world_size > 1) {
+    ASSIGN_OR_RETURN(meeting, MeetRanks(options));
+  }
   std::unique_ptr<NoBank> no_bank;
-  if (client == nullptr) client = (no_bank = std::make_unique<NoBank>(corpus->info())).get();
-  Trainer trainer(options, *client, std::move(corpus), stop);
-  RETURN_IF_ERROR(trainer.Open());
-  RETURN_IF_ERROR(trainer.Run());
-  return trainer.Summary();
+  if (client == nullptr)
+    client = (no_bank = std::make_unique<NoBank>(corpus->info(), meeting.rendezvous.get(), std::move(meeting.of_steps))).get();
+  absl::Status status;
+  {
+    Trainer trainer(options, *client, std::move(corpus), meeting.of_anchor.get(), stop);
+    status = trainer.Open();
+    if (status.ok()) status = trainer.Run();
+    if (status.ok()) return trainer.Summary();
+  }
+  // The connections go first: the other ranks notice, and find out that this one failed and did not die.
+  no_bank.reset();
+  meeting.of_anchor.reset();
+  if (meeting.rendezvous != nullptr) meeting.rendezvous->LeaveAndNameSilent();
+  return status;
 }
 
 }  // namespace

@@ -27,7 +27,8 @@ struct TrainSummary {
 // Starts or resumes the run in options.output and trains until options.steps or until `stop` is set, which finishes the step and writes a
 // checkpoint. After any crash, of the worker, the servers or both, the same call continues from the newest checkpoint, bit for bit on the
 // CPU with the same number of threads and ranks (staleness 0).
-// With a world size above 1 this process is one of the ranks that share every batch: each runs its part, rank 0 commits steps and keeps the run
+// With a world size above 1 this process is one of the ranks that share every batch: each runs its part (those of a learning anchor meet at
+// options.master_address and add up its gradients), rank 0 commits steps and keeps the run
 // directory, a rank that stays away is named after the rank timeout, and `stop` on any rank ends all of them after the same step.
 // FAILED_PRECONDITION: corpus, anchor, tree and bank do not belong together, or the run was started with other settings (all are named).
 absl::StatusOr<TrainSummary> Train(const TrainOptions& options, MemoryClient& client, const std::atomic<bool>& stop);
