@@ -1,5 +1,6 @@
 #include "cli/bank.h"
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "cli/command.h"
 #include "cli/connect.h"
 #include "common/bank/cluster_tree.h"
+#include "common/bank/memory_layers.h"
 #include "common/base/file.h"
 #include "common/base/json.h"
 #include "common/base/status_macros.h"
@@ -24,7 +26,7 @@ struct BankCommand {
   MemoryServers servers;
   bool json = false;
   // create
-  std::string anchor, tree, dtype = "bf16", bank_id = "bank";
+  std::string anchor, tree, dtype = "bf16", bank_id = "bank", memory_type = "ffn", memory_layers = "all";
   std::vector<uint32_t> widths;
   uint64_t seed = 0;
   std::string output;
@@ -43,11 +45,12 @@ nlohmann::json SizesOf(const BankSpec& spec, uint64_t anchor_parameters) {
 }
 
 void PrintSizes(const BankSpec& spec, uint64_t anchor_parameters) {
-  const uint64_t element = DTypeBytes(spec.dtype), unit = uint64_t{3} * spec.layers * spec.hidden;
-  fmt::print("bank {}: ffn memory, k = {}, widths", spec.bank_id, spec.fan_out);
+  const uint64_t element = DTypeBytes(spec.dtype);
+  fmt::print("bank {}: {} memory, k = {}, widths", spec.bank_id, MemoryTypeName(spec.type), spec.fan_out);
   for (const uint32_t width : spec.widths) fmt::print(" {}", width);
   fmt::print(", {} layers of width {}, {}\n", spec.layers, spec.hidden, DTypeName(spec.dtype));
-  fmt::print("  one unit of r     3 L d = {} parameters\n", unit);
+  if (!spec.memory_layers.empty()) fmt::print("  memory in layers  {}\n", MemoryLayersText(spec.memory_layers));
+  fmt::print("  one unit of r     {} parameters\n", spec.UnitElements());
   for (uint32_t level = 1; level <= spec.depth(); ++level)
     fmt::print("  level {:<2}          {} blocks of {}\n", level, spec.width(level) == 0 ? 0 : ClusterCount(spec.fan_out, level),
                Megabytes(spec.BlockBytes(level)));
@@ -56,6 +59,12 @@ void PrintSizes(const BankSpec& spec, uint64_t anchor_parameters) {
   fmt::print("  whole bank        {} parameters ({}); untouched blocks take no room\n", spec.BankElements(),
              Megabytes(spec.BankElements() * element));
   fmt::print("  hash              {}\n", spec.Hash());
+}
+
+// As in a spec, or with hyphens.
+absl::StatusOr<MemoryType> ParseMemoryTypeWord(std::string word) {
+  std::replace(word.begin(), word.end(), '-', '_');
+  return ParseMemoryType(word);
 }
 
 absl::Status Create(const BankCommand& command) {
@@ -68,8 +77,9 @@ absl::Status Create(const BankCommand& command) {
   spec.bank_id = command.bank_id;
   spec.fan_out = tree.fan_out();
   spec.widths = command.widths;
-  spec.layers = anchor.layers;
-  spec.hidden = anchor.hidden;
+  ASSIGN_OR_RETURN(spec.type, ParseMemoryTypeWord(command.memory_type));
+  spec.SetAnchor(anchor.shape);
+  ASSIGN_OR_RETURN(spec.memory_layers, ParseMemoryLayers(command.memory_layers, spec.layers));
   ASSIGN_OR_RETURN(spec.dtype, ParseDType(command.dtype));
   spec.seed = command.seed;
   spec.anchor_fingerprint = anchor.fingerprint;
@@ -143,7 +153,11 @@ void AddCreate(CLI::App* bank, const std::shared_ptr<BankCommand>& command) {
   CLI::App* create = AddCommand(bank, "create", "write the spec of a new bank beside an anchor and a cluster tree", command, Create);
   create->add_option("--anchor", command->anchor, "Hugging Face directory or GGUF file")->required()->check(CLI::ExistingPath);
   create->add_option("--tree", command->tree, "cluster tree; decides fan-out and depth")->required()->check(CLI::ExistingFile);
-  create->add_option("--widths", command->widths, "inner units r per level, as 256,64,16,0; 0 = level unused")->required()->delimiter(',');
+  create->add_option("--widths", command->widths, "r per level, as 256,64,16,0: inner units of ffn memory, rank of lora, keys of kv; 0 = level unused")
+      ->required()->delimiter(',');
+  create->add_option("--memory-type", command->memory_type, "ffn, lora-qk, lora-vo, lora-ffn or kv")->capture_default_str();
+  create->add_option("--memory-layers", command->memory_layers, "layers with memory: all, early or late (half of them), or numbers from 0 as 8,9,10")
+      ->capture_default_str();
   create->add_option("--dtype", command->dtype, "of fetched weights: bf16 or fp32")->capture_default_str();
   create->add_option("--seed", command->seed, "of the initial values")->capture_default_str();
   create->add_option("--bank-id", command->bank_id, "name of the bank")->capture_default_str();

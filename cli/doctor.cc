@@ -45,8 +45,7 @@ absl::StatusOr<BankSpec> SpecOf(const DoctorCommand& command) {
   ASSIGN_OR_RETURN(spec.dtype, ParseDType(command.dtype));
   if (!command.anchor.empty()) {
     ASSIGN_OR_RETURN(const AnchorFacts anchor, ReadAnchorFacts(command.anchor));
-    spec.layers = anchor.layers;
-    spec.hidden = anchor.hidden;
+    spec.SetAnchor(anchor.shape);
   }
   RETURN_IF_ERROR(spec.Validate());
   return spec;

@@ -3,6 +3,7 @@
 #include <deque>
 #include <utility>
 
+#include "common/bank/block_layout.h"
 #include "common/base/bytes.h"
 #include "common/base/fail_point.h"
 #include "common/base/random_id.h"
@@ -277,7 +278,7 @@ absl::Status Shard::Publish(const std::string& checkpoint_id, const std::string&
   ASSIGN_OR_RETURN(const Cut cut, checkpoints_->Find(checkpoint_id));
   RETURN_IF_ERROR(CheckHolds(cut, *ownership_.map()));
   if (payload == PayloadType::kI8Rows && !Int8IsSmaller(spec_))
-    return InvalidArgument("version {}: int8 with a scale per row of {} elements is not smaller than {}; publish the bank as it is", version, spec_.hidden,
+    return InvalidArgument("version {}: int8 with a scale per row of {} elements is not smaller than {}; publish the bank as it is", version, ShapeOf(spec_, 1).row,
                            DTypeName(spec_.dtype));
   const auto before_write = [this](uint64_t bytes) {
     {

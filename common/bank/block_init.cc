@@ -54,26 +54,45 @@ inline float TruncatedNormal(uint32_t word) {
   return numerator / denominator;
 }
 
-// Elements [begin, end) of the block: element e is word e % 4 of counter e / 4.
-void FillNormal(const BankSpec& spec, BlockId id, uint64_t begin, uint64_t end, float* values) {
-  const float sigma = 1.0f / std::sqrt(static_cast<float>(spec.hidden));
+// In [-1, 1].
+inline float Uniform(uint32_t word) { return static_cast<float>(static_cast<int32_t>(word)) * 0x1p-31f; }
+
+// Elements [begin, end) of the block: element e is word e % 4 of counter e / 4, drawn and scaled.
+template <typename Draw>
+void Fill(const BankSpec& spec, BlockId id, uint64_t begin, uint64_t end, float scale, Draw draw, float* values) {
   uint32_t words[4][kLanes];
-  float normals[4 * kLanes];
+  float drawn[4 * kLanes];
   for (uint64_t e = begin; e < end;) {
     const uint64_t counter = e / 4;
     PhiloxLanes(static_cast<uint32_t>(counter), id, spec.seed, words);
     for (size_t i = 0; i < kLanes; ++i)
-      for (size_t word = 0; word < 4; ++word) normals[4 * i + word] = TruncatedNormal(words[word][i]) * sigma;
+      for (size_t word = 0; word < 4; ++word) drawn[4 * i + word] = draw(words[word][i]) * scale;
     const uint64_t offset = e - 4 * counter, count = std::min<uint64_t>(4 * kLanes - offset, end - e);
-    std::copy_n(normals + offset, count, values + (e - begin));
+    std::copy_n(drawn + offset, count, values + (e - begin));
     e += count;
   }
 }
 
+// Layer `layer` of the block, UnitElements / block_layers * r values.
 void InitLayer(const BankSpec& spec, BlockId id, uint32_t layer, float* values) {
-  const FfnLayerRange range = FfnLayer(spec, id.level, layer);
-  FillNormal(spec, id, range.gate, range.down, values);
-  std::fill(values + (range.down - range.gate), values + (range.end - range.gate), 0.0f);
+  uint64_t begin = spec.BlockElements(id.level) / spec.block_layers() * layer;
+  for (const BlockMatrix& matrix : MatricesOf(spec)) {
+    const uint64_t end = begin + matrix.columns * spec.width(id.level);
+    const float fan_in_scale = 1.0f / std::sqrt(static_cast<float>(matrix.columns));
+    switch (matrix.initial) {
+      case InitialValues::kZero:
+        std::fill_n(values, end - begin, 0.0f);
+        break;
+      case InitialValues::kNormal:
+        Fill(spec, id, begin, end, spec.type == MemoryType::kKv ? 1.0f : fan_in_scale, [](uint32_t word) { return TruncatedNormal(word); }, values);
+        break;
+      case InitialValues::kKaiming:
+        Fill(spec, id, begin, end, fan_in_scale, [](uint32_t word) { return Uniform(word); }, values);
+        break;
+    }
+    values += end - begin;
+    begin = end;
+  }
 }
 
 }  // namespace
@@ -91,15 +110,15 @@ std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> c, std::array<uint32_
 
 void InitBlock(const BankSpec& spec, BlockId id, absl::Span<float> values) {
   assert(values.size() == spec.BlockElements(id.level));
-  const uint64_t layer_elements = values.size() / spec.layers;
-  for (uint32_t layer = 0; layer < spec.layers; ++layer) InitLayer(spec, id, layer, values.data() + layer * layer_elements);
+  const uint64_t layer_elements = values.size() / spec.block_layers();
+  for (uint32_t layer = 0; layer < spec.block_layers(); ++layer) InitLayer(spec, id, layer, values.data() + layer * layer_elements);
 }
 
 void InitBlockPayload(const BankSpec& spec, BlockId id, absl::Span<uint8_t> payload) {
   assert(payload.size() == spec.BlockBytes(id.level));
-  std::vector<float> values(spec.BlockElements(id.level) / spec.layers);
-  const uint64_t layer_bytes = payload.size() / spec.layers;
-  for (uint32_t layer = 0; layer < spec.layers; ++layer) {
+  std::vector<float> values(spec.BlockElements(id.level) / spec.block_layers());
+  const uint64_t layer_bytes = payload.size() / spec.block_layers();
+  for (uint32_t layer = 0; layer < spec.block_layers(); ++layer) {
     InitLayer(spec, id, layer, values.data());
     EncodePayload(values, spec.dtype, payload.subspan(layer * layer_bytes, layer_bytes));
   }

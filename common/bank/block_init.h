@@ -1,7 +1,12 @@
 // The payload of an untouched block: a pure function of (seed, level, cluster) through Philox4x32-10, equal on every machine, so that a
-// bank needs no initialisation pass. W1 and W2 are truncated normal with standard deviation 1/sqrt(d) (cut at about +-1.97 sigma, the
-// central region of Acklam's inverse CDF, which needs only + - * /: no libm, no FMA, hence the same bits everywhere); W3 is zero, so
-// that an untouched block has no effect (mission/paper.md section 3). Pure functions, any thread.
+// bank needs no initialisation pass and a block that nothing was learned into has no effect (mission/paper.md section 3). Of the matrices of
+// block_layout.h, each [r, columns],
+//   gate and up of ffn          are truncated normal with standard deviation 1/sqrt(d), cut at about +-1.97 sigma: the central region of
+//                               Acklam's inverse CDF, which needs only + - * / (no libm, no FMA, hence the same bits everywhere);
+//   keys of kv                  the same with standard deviation 1, so that the scores of a query spread as its own length does;
+//   a_... of the LoRA types     Kaiming uniform as LoRA's authors have it (a = sqrt 5): +-1/sqrt(columns), where columns is the fan-in;
+//   down, values, b_...         zero.
+// Pure functions, any thread.
 #pragma once
 
 #include <array>

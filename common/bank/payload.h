@@ -28,10 +28,10 @@ struct BankVersion {
 };
 
 uint64_t PayloadBytes(const BankSpec& spec, uint32_t level, PayloadType type);
-inline uint64_t LayerBytes(const BankSpec& spec, uint32_t level, PayloadType type) { return PayloadBytes(spec, level, type) / spec.layers; }
+inline uint64_t LayerBytes(const BankSpec& spec, uint32_t level, PayloadType type) { return PayloadBytes(spec, level, type) / spec.block_layers(); }
 
 // Else a bank is not published as int8, so that a buffer for one form holds the other.
-inline bool Int8IsSmaller(const BankSpec& spec) { return spec.hidden + sizeof(float) < spec.hidden * DTypeBytes(spec.dtype); }
+bool Int8IsSmaller(const BankSpec& spec);
 
 std::string_view PayloadTypeName(const BankSpec& spec, PayloadType type);  // "BF16", "F32", "I8_ROWS"
 

@@ -70,6 +70,11 @@ void ToProto(const BankSpec& spec, v1::BankSpec* out) {
   out->mutable_widths()->Assign(spec.widths.begin(), spec.widths.end());
   out->set_layers(spec.layers);
   out->set_hidden(spec.hidden);
+  out->set_heads(spec.heads);
+  out->set_kv_heads(spec.kv_heads);
+  out->set_head_dim(spec.head_dim);
+  out->set_ffn_inner(spec.ffn_inner);
+  out->mutable_memory_layers()->Assign(spec.memory_layers.begin(), spec.memory_layers.end());
   out->set_dtype(ToProto(spec.dtype));
   out->set_seed(spec.seed);
   out->set_anchor_fingerprint(spec.anchor_fingerprint);
@@ -87,6 +92,11 @@ absl::StatusOr<BankSpec> FromProto(const v1::BankSpec& spec) {
   out.widths.assign(spec.widths().begin(), spec.widths().end());
   out.layers = spec.layers();
   out.hidden = spec.hidden();
+  out.heads = spec.heads();
+  out.kv_heads = spec.kv_heads();
+  out.head_dim = spec.head_dim();
+  out.ffn_inner = spec.ffn_inner();
+  out.memory_layers.assign(spec.memory_layers().begin(), spec.memory_layers().end());
   ASSIGN_OR_RETURN(out.dtype, FromProto(spec.dtype()));
   out.seed = spec.seed();
   out.anchor_fingerprint = spec.anchor_fingerprint();

@@ -5,6 +5,7 @@
 #include "absl/time/clock.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
+#include "model_worker/model/anchor_shape.h"
 
 namespace membank {
 namespace {
@@ -14,10 +15,10 @@ constexpr std::chrono::seconds kVersionsTimeout{10};  // of the memory servers, 
 std::string VersionName(const std::string& version) { return version.empty() ? "(live head)" : version; }
 
 absl::Status CheckBank(const BankSpec& bank, const AnchorWeights& anchor) {
-  const ModelConfig& config = anchor.config;
-  if (bank.layers != config.layers || bank.hidden != config.hidden) {
-    return FailedPrecondition("bank {} was made for {} layers of hidden size {}, the anchor has {} of {}; serve it with its own anchor",
-                              bank.bank_id, bank.layers, bank.hidden, config.layers, config.hidden);
+  RETURN_IF_ERROR(bank.CheckFits(AnchorShapeOf(anchor.config)));
+  if (bank.type != MemoryType::kFfn || !bank.memory_layers.empty()) {
+    return Unimplemented("bank {} has {} memory in {} of {} layers; workers use ffn memory in all layers only", bank.bank_id,
+                         MemoryTypeName(bank.type), bank.block_layers(), bank.layers);
   }
   if (bank.anchor_fingerprint != anchor.origin) {
     return FailedPrecondition("bank {} was trained beside the anchor with fingerprint {}, this one's is {}; serve it with its own anchor",

@@ -1,6 +1,7 @@
 #include "model_worker/train/anchor_facts.h"
 
 #include "common/base/status_macros.h"
+#include "model_worker/model/anchor_shape.h"
 #include "model_worker/model/weights.h"
 
 namespace membank {
@@ -8,8 +9,7 @@ namespace membank {
 absl::StatusOr<AnchorFacts> ReadAnchorFacts(const std::string& path) {
   ASSIGN_OR_RETURN(const AnchorWeights anchor, LoadAnchor(path, torch::kBFloat16));
   AnchorFacts facts;
-  facts.layers = static_cast<uint32_t>(anchor.config.layers);
-  facts.hidden = static_cast<uint32_t>(anchor.config.hidden);
+  facts.shape = AnchorShapeOf(anchor.config);
   facts.fingerprint = anchor.origin;
   for (const auto& [name, tensor] : anchor.Named()) facts.parameters += tensor.numel();
   return facts;

@@ -5,11 +5,12 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "common/bank/bank_spec.h"
 
 namespace membank {
 
 struct AnchorFacts {
-  uint32_t layers = 0, hidden = 0;
+  AnchorShape shape;
   uint64_t parameters = 0;      // a tied head counts once
   std::string fingerprint;      // the origin of a co-trained one: what a bank names
 };

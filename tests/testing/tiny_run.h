@@ -37,8 +37,7 @@ class TinyRun {
     spec_.bank_id = "tiny";
     spec_.fan_out = info_.fan_out;
     spec_.widths = {4, 2};
-    spec_.layers = facts->layers;
-    spec_.hidden = facts->hidden;
+    spec_.SetAnchor(facts->shape);
     spec_.dtype = DType::kF32;
     spec_.seed = 7;
     spec_.anchor_fingerprint = facts->fingerprint;

@@ -4,8 +4,6 @@
 
 #include <functional>
 
-#include "common/bank/block_layout.h"
-
 namespace membank {
 namespace {
 
@@ -22,6 +20,62 @@ BankSpec Paper160M() {
   return spec;
 }
 
+constexpr AnchorShape kAnchor160M = {35, 512, 12, 12, 32, 2048};
+
+BankSpec PaperOf(MemoryType type, AnchorShape anchor = kAnchor160M) {
+  BankSpec spec = Paper160M();
+  spec.type = type;
+  spec.SetAnchor(anchor);
+  return spec;
+}
+
+TEST(BankSpec, EveryTypeHasTheSizeOfThePapersTable) {  // mission/paper.md section 3
+  const uint64_t layers = 35, d = 512, q = 384, df = 2048;
+  EXPECT_EQ(PaperOf(MemoryType::kFfn).UnitElements(), 3 * layers * d);
+  EXPECT_EQ(PaperOf(MemoryType::kLoraQk).UnitElements(), 2 * layers * (d + q));
+  EXPECT_EQ(PaperOf(MemoryType::kLoraVo).UnitElements(), 2 * layers * (d + q));
+  EXPECT_EQ(PaperOf(MemoryType::kLoraFfn).UnitElements(), 3 * layers * (d + df));
+  EXPECT_EQ(PaperOf(MemoryType::kKv).UnitElements(), 2 * layers * q);
+  const uint64_t c0 = PaperOf(MemoryType::kLoraFfn).UnitElements();
+  EXPECT_EQ(PaperOf(MemoryType::kLoraFfn).FetchedElements(), c0 * (256 + 64 + 16));
+  EXPECT_EQ(PaperOf(MemoryType::kLoraFfn).BankElements(), c0 * (256 * 16 + 64 * 256 + 16 * 4096));
+  EXPECT_EQ(PaperOf(MemoryType::kKv).BlockBytes(3), 2 * 35 * 384 * 16 * 2u);
+}
+
+TEST(BankSpec, LoraOfSharedKeysIsAsNarrowAsTheirProjections) {
+  const AnchorShape gemma270m = {18, 640, 4, 1, 256, 2048};
+  EXPECT_EQ(PaperOf(MemoryType::kLoraQk, gemma270m).UnitElements(), 18u * (640 + 1024 + 640 + 256));
+  EXPECT_EQ(PaperOf(MemoryType::kLoraVo, gemma270m).UnitElements(), 18u * (640 + 256 + 1024 + 640));
+  EXPECT_EQ(PaperOf(MemoryType::kKv, gemma270m).UnitElements(), 2u * 18 * 1024) << "one key and one value per query head";
+}
+
+TEST(BankSpec, ChosenLayersAloneHaveBlocks) {
+  BankSpec spec = PaperOf(MemoryType::kFfn);
+  spec.memory_layers = {0, 17, 34};
+  EXPECT_EQ(spec.block_layers(), 3u);
+  EXPECT_EQ(spec.AnchorLayer(1), 17u);
+  EXPECT_EQ(spec.UnitElements(), 3u * 3 * 512);
+  EXPECT_EQ(PaperOf(MemoryType::kFfn).block_layers(), 35u);
+  EXPECT_EQ(PaperOf(MemoryType::kFfn).AnchorLayer(17), 17u);
+}
+
+TEST(BankSpec, AnAnchorOfAnotherShapeIsNamed) {
+  for (const MemoryType type : {MemoryType::kFfn, MemoryType::kLoraQk, MemoryType::kLoraVo, MemoryType::kLoraFfn, MemoryType::kKv}) {
+    const BankSpec spec = PaperOf(type);
+    EXPECT_TRUE(spec.CheckFits(kAnchor160M).ok());
+    AnchorShape other = kAnchor160M;
+    other.ffn_inner = 1024;
+    EXPECT_EQ(spec.CheckFits(other).ok(), type != MemoryType::kLoraFfn);
+    other = kAnchor160M;
+    other.kv_heads = 4;
+    EXPECT_EQ(spec.CheckFits(other).ok(), type != MemoryType::kLoraQk && type != MemoryType::kLoraVo);
+    other = kAnchor160M;
+    other.layers = 34;
+    EXPECT_EQ(spec.CheckFits(other).message(),
+              "bank paper-160m was made for another anchor: layers 35, the anchor's is 34. Use the bank's own anchor or create another bank");
+  }
+}
+
 TEST(BankSpec, SizesEqualThePapersTable) {  // mission/paper.md section 4
   EXPECT_EQ(Paper160M().FetchedElements(), 18'063'360u);
   EXPECT_EQ(Paper160M().BankElements(), 4'624'220'160u);
@@ -32,19 +86,6 @@ TEST(BankSpec, SizesEqualThePapersTable) {  // mission/paper.md section 4
   EXPECT_EQ(larger.FetchedElements(), 153'354'240u);
   EXPECT_EQ(larger.BankElements(), 21'139'292'160u);
   EXPECT_EQ(Paper160M().BlockBytes(3), 1'720'320u);
-}
-
-TEST(BankSpec, LayersAreContiguousAndCoverTheBlock) {
-  const BankSpec spec = Paper160M();
-  uint64_t next = 0;
-  for (uint32_t layer = 0; layer < spec.layers; ++layer) {
-    const FfnLayerRange range = FfnLayer(spec, 2, layer);
-    EXPECT_EQ(range.gate, next);
-    EXPECT_EQ(range.up - range.gate, 64u * 512);
-    EXPECT_EQ(range.down - range.up, 64u * 512);
-    next = range.end;
-  }
-  EXPECT_EQ(next, spec.BlockElements(2));
 }
 
 TEST(BankSpec, ContainsItsClustersAndOneGenericBlockPerUsedLevel) {
@@ -78,6 +119,22 @@ TEST(BankSpec, JsonIsCanonicalAndComesBack) {
   EXPECT_EQ(back->Hash(), spec.Hash());
 }
 
+TEST(BankSpec, JsonHasWhatTheTypeDependsOn) {
+  BankSpec spec = PaperOf(MemoryType::kLoraQk);
+  spec.memory_layers = {1, 2};
+  EXPECT_EQ(spec.ToJson(),
+            R"({"anchor_fingerprint":"aa","bank_id":"paper-160m","dtype":"BF16","fan_out":16,"head_dim":32,"heads":12,"hidden":512,"kv_heads":12,)"
+            R"("layers":35,"memory_layers":[1,2],"seed":7,"tree_fingerprint":"bb","type":"lora_qk","widths":[256,64,16,0]})");
+  for (const MemoryType type : {MemoryType::kFfn, MemoryType::kLoraQk, MemoryType::kLoraVo, MemoryType::kLoraFfn, MemoryType::kKv}) {
+    spec.type = type;
+    spec.SetAnchor(kAnchor160M);
+    auto back = BankSpec::FromJson(spec.ToJson());
+    ASSERT_TRUE(back.ok()) << back.status();
+    EXPECT_EQ(back->ToJson(), spec.ToJson());
+    EXPECT_EQ(back->UnitElements(), spec.UnitElements());
+  }
+}
+
 // The hash is what clients and servers of different builds compare: it must never change for the same spec.
 TEST(BankSpec, HashIsPinned) {
   EXPECT_EQ(Paper160M().Hash(), "cde8e24b26052e0ed3a8076728603810");
@@ -88,7 +145,9 @@ TEST(BankSpec, EveryFieldChangesTheHash) {
       [](BankSpec& s) { s.bank_id += "x"; },   [](BankSpec& s) { s.fan_out = 8; },  [](BankSpec& s) { s.widths[0] = 128; },
       [](BankSpec& s) { s.widths.pop_back(); }, [](BankSpec& s) { s.layers = 34; },  [](BankSpec& s) { s.hidden = 256; },
       [](BankSpec& s) { s.dtype = DType::kF32; }, [](BankSpec& s) { s.seed = 8; },   [](BankSpec& s) { s.anchor_fingerprint = "ac"; },
-      [](BankSpec& s) { s.tree_fingerprint = "bc"; }};
+      [](BankSpec& s) { s.tree_fingerprint = "bc"; }, [](BankSpec& s) { s.type = MemoryType::kLoraQk; }, [](BankSpec& s) { s.heads = 12; },
+      [](BankSpec& s) { s.kv_heads = 12; }, [](BankSpec& s) { s.head_dim = 12; }, [](BankSpec& s) { s.ffn_inner = 12; },
+      [](BankSpec& s) { s.memory_layers = {12}; }};
   std::vector<std::string> hashes = {Paper160M().Hash()};
   for (const auto& change : changes) {
     BankSpec spec = Paper160M();
@@ -117,7 +176,13 @@ TEST(BankSpec, BadSpecsAreRefusedAndNamed) {
       {[](BankSpec& s) { s.layers = 0; }, "layers is 0"},
       {[](BankSpec& s) { s.hidden = 70000; }, "hidden is 70000"},
       {[](BankSpec& s) { s.dtype = DType::kF16; }, "dtype is F16, allowed BF16, F32"},
-      {[](BankSpec& s) { s.type = MemoryType::kKv; }, "kv is not built yet"},
+      {[](BankSpec& s) { s.type = MemoryType::kKv; }, "heads is 0, allowed 1..4096"},
+      {[](BankSpec& s) { s.type = MemoryType::kLoraFfn; }, "ffn_inner is 0, allowed 1..1048576"},
+      {[](BankSpec& s) { s.ffn_inner = 2048; }, "ffn_inner is 2048; ffn memory does not depend on it"},
+      {[](BankSpec& s) { s.type = MemoryType::kLoraVo; s.SetAnchor({35, 512, 12, 5, 32, 0}); }, "12 heads are no multiple of 5 key-value heads"},
+      {[](BankSpec& s) { s.memory_layers = {3, 35}; }, "names layer 35, allowed 0..34"},
+      {[](BankSpec& s) { s.memory_layers = {3, 3}; }, "memory_layers has 3 after 3"},
+      {[](BankSpec& s) { s.layers = 2; s.memory_layers = {0, 1}; }, "memory_layers names all 2 layers"},
       {[](BankSpec& s) { s.anchor_fingerprint = ""; }, "anchor_fingerprint"},
       {[](BankSpec& s) { s.tree_fingerprint = ""; }, "tree_fingerprint"},
   };

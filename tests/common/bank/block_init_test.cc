@@ -7,9 +7,13 @@
 
 #include "common/bank/block_layout.h"
 #include "common/base/crc32c.h"
+#include "tests/testing/typed_spec.h"
 
 namespace membank {
 namespace {
+
+using testing_support::kMemoryTypes;
+using testing_support::TypedSpec;
 
 using Words = std::array<uint32_t, 4>;
 
@@ -111,12 +115,62 @@ TEST(BlockInit, PayloadIsTheRoundedValues) {
   }
 }
 
+// A uniform value is its Philox word; normal ones of kv have standard deviation 1; the rest is zero, so that no type has an effect.
+TEST(BlockInit, EveryTypeStartsAsItsMatricesSay) {
+  for (const MemoryType type : kMemoryTypes) {
+    BankSpec spec = TypedSpec(type);
+    spec.memory_layers = {1, 3};
+    const BlockId id{1, 2};
+    const std::vector<float> values = Init(spec, id);
+    uint64_t e = 0;
+    for (uint32_t layer = 0; layer < 2; ++layer) {
+      for (const BlockMatrix& matrix : MatricesOf(spec)) {
+        const float bound = 1.0f / std::sqrt(static_cast<float>(matrix.columns));
+        for (const uint64_t end = e + matrix.columns * spec.width(1); e < end; ++e) {
+          const uint32_t word = Philox4x32({static_cast<uint32_t>(e / 4), 0, id.level, id.cluster}, {42, 0})[e % 4];
+          const float uniform = static_cast<int32_t>(word) / 2147483648.0f;
+          switch (matrix.initial) {
+            case InitialValues::kZero:
+              ASSERT_EQ(values[e], 0.0f) << matrix.name;
+              break;
+            case InitialValues::kKaiming:
+              ASSERT_FLOAT_EQ(values[e], uniform * bound) << matrix.name;
+              break;
+            case InitialValues::kNormal:  // increasing in the word, cut at 1.9731 sigma
+              ASSERT_EQ(values[e] > 0, uniform > 0) << matrix.name;
+              ASSERT_LE(std::abs(values[e]), 1.9731f * (type == MemoryType::kKv ? 1.0f : bound)) << matrix.name;
+              break;
+          }
+        }
+      }
+    }
+    ASSERT_EQ(e, values.size());
+  }
+}
+
+TEST(BlockInit, KeysHaveStandardDeviationOne) {
+  BankSpec spec = TypedSpec(MemoryType::kKv);
+  spec.widths = {512};
+  const std::vector<float> values = Init(spec, {1, 0});
+  double squares = 0;
+  for (uint64_t i = 0; i < 512 * 32; ++i) squares += double{values[i]} * values[i];
+  EXPECT_NEAR(squares / (512 * 32), 0.7638, 0.02) << "of a standard normal cut at 1.973";
+}
+
 // Equal on every machine and in every build: the bits are pinned.
 TEST(BlockInit, BitsArePinned) {
   const BankSpec spec = Spec(DType::kF32);
   std::vector<uint8_t> payload(spec.BlockBytes(1));
   InitBlockPayload(spec, {1, 2}, absl::MakeSpan(payload));
   EXPECT_EQ(Crc32c(payload.data(), payload.size()), 869994211u);
+  const std::pair<MemoryType, uint32_t> others[] = {
+      {MemoryType::kLoraQk, 1252858428u}, {MemoryType::kLoraVo, 849442229u}, {MemoryType::kLoraFfn, 3632354847u}, {MemoryType::kKv, 1164655066u}};
+  for (const auto& [type, crc] : others) {
+    const BankSpec typed = TypedSpec(type);
+    payload.resize(typed.BlockBytes(1));
+    InitBlockPayload(typed, {1, 2}, absl::MakeSpan(payload));
+    EXPECT_EQ(Crc32c(payload.data(), payload.size()), crc) << MemoryTypeName(type);
+  }
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "common/base/file.h"
 #include "common/base/status_macros.h"
 #include "nlohmann/json.hpp"
+#include "tests/testing/typed_spec.h"
 
 namespace membank {
 namespace {
@@ -84,6 +85,27 @@ TEST(Payload, WhatIsReadIsOffByHalfAScaleAtMost) {
         if (values[i] == 0) ASSERT_EQ(read[i], 0) << "zeros stay zero";
       }
     }
+  }
+}
+
+TEST(Payload, MatricesOfDifferentWidthHaveScalesOfTheirOwn) {
+  for (const MemoryType type : testing_support::kMemoryTypes) {
+    const BankSpec spec = testing_support::TypedSpec(type);
+    std::vector<float> values(spec.BlockElements(1));
+    uint64_t at = 0;
+    std::vector<float> bounds;  // half a scale of each element
+    for (uint32_t layer = 0; layer < spec.block_layers(); ++layer) {
+      float size = 1;
+      for (const BlockMatrix& matrix : MatricesOf(spec)) {
+        size *= 100;
+        for (const uint64_t end = at + matrix.columns * spec.width(1); at < end; ++at) {
+          values[at] = size * static_cast<float>(static_cast<int>(at % 11) - 5);
+          bounds.push_back(0.50001f * 5 * size / 127);
+        }
+      }
+    }
+    const std::vector<float> read = Dequantised(spec, Quantised(spec, values));
+    for (uint64_t i = 0; i < values.size(); ++i) ASSERT_LE(std::abs(read[i] - values[i]), bounds[i]) << MemoryTypeName(type) << " element " << i;
   }
 }
 

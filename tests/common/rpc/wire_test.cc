@@ -1,9 +1,13 @@
 #include "common/rpc/wire.h"
 
 #include "gtest/gtest.h"
+#include "tests/testing/typed_spec.h"
 
 namespace membank {
 namespace {
+
+using testing_support::kMemoryTypes;
+using testing_support::TypedSpec;
 
 BankSpec Spec() {
   BankSpec spec;
@@ -27,6 +31,15 @@ TEST(Wire, SpecsKeepTheirHash) {
     const auto back = FromProto(message);
     ASSERT_TRUE(back.ok()) << back.status();
     EXPECT_EQ(back->Hash(), spec.Hash());
+  }
+  for (const MemoryType type : kMemoryTypes) {
+    BankSpec spec = TypedSpec(type);
+    spec.memory_layers = {0, 2};
+    v1::BankSpec message;
+    ToProto(spec, &message);
+    const auto back = FromProto(message);
+    ASSERT_TRUE(back.ok()) << back.status();
+    EXPECT_EQ(back->ToJson(), spec.ToJson());
   }
 }
 

@@ -161,9 +161,15 @@ def check_bank_commands(directory):
     unit = 3 * facts["spec"]["layers"] * facts["spec"]["hidden"]
     assert facts["fetched_parameters"] == unit * (16 + 8) and facts["bank_parameters"] == unit * (2 * 16 + 4 * 8), facts
     assert json.loads((directory / "spec.json").read_text()) == facts["spec"]
+    keys = json.loads(membank(*base, "--widths", "16,8", "--memory-type", "kv", "--memory-layers", "late", "--output", directory / "kv.json", "--json").stdout)
+    assert keys["spec"]["type"] == "kv" and keys["spec"]["memory_layers"] == list(range(facts["spec"]["layers"]))[facts["spec"]["layers"] // 2:], keys
+    unit = 2 * len(keys["spec"]["memory_layers"]) * keys["spec"]["heads"] * keys["spec"]["head_dim"]
+    assert keys["fetched_parameters"] == unit * (16 + 8) and keys["hash"] != facts["hash"], keys
     for arguments, expected in (
             ([*base, "--widths", "16", "--output", directory / "x.json"], "has 2 levels"),
             ([*base, "--widths", "0,0", "--output", directory / "x.json"], "width"),
+            ([*base, "--widths", "16,8", "--memory-type", "lora", "--output", directory / "x.json"], "known: ffn, lora_qk, lora_vo, lora_ffn, kv"),
+            ([*base, "--widths", "16,8", "--memory-layers", "0,9", "--output", directory / "x.json"], "no layer 9"),
             (["bank", "slots", "init", "--server", "m0", "--output", directory / "x.json"], "expected ID=ADDRESS"),
             (["bank", "slots", "init", "--server", "m0=a:1", "--server", "m0=b:1", "--output", directory / "x.json"], "m0")):
         refused = membank(*arguments, expect=1)
