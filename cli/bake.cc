@@ -10,6 +10,7 @@
 #include "common/bank/block_init.h"
 #include "common/base/status_macros.h"
 #include "model_worker/model/bake.h"
+#include "model_worker/model/bank_levels.h"
 #include "model_worker/model/weights.h"
 
 namespace membank {
@@ -42,7 +43,7 @@ absl::StatusOr<std::vector<BakedLevel>> FetchLevels(MemoryClient& client, const 
     } else {
       DecodePayload(payloads[i], spec.dtype, values);
     }
-    levels.push_back({spec.width(level), block});
+    levels.push_back({spec.width(level), block, spec.type, spec.memory_layers});
   }
   return levels;
 }
@@ -66,6 +67,7 @@ absl::Status RunBake(const BakeCommand& command) {
   if (spec.anchor_fingerprint != anchor.origin)
     return FailedPrecondition("bank \"{}\" belongs to the anchor {}; {} comes from {}. Give the anchor that the bank was made beside, or one co-trained with it",
                               spec.bank_id, spec.anchor_fingerprint, command.anchor, anchor.origin);
+  RETURN_IF_ERROR(spec.CheckFits(AnchorShapeOf(anchor.config)));
   ASSIGN_OR_RETURN(const BlockPath path, ParsePath(command.path, spec.fan_out, spec.depth()));
   ASSIGN_OR_RETURN(const std::vector<BakedLevel> levels, FetchLevels(*client, path, command.version));
   const int64_t before = anchor.config.ffn_inner;

@@ -79,6 +79,7 @@ absl::Status Create(const BankCommand& command) {
   spec.widths = command.widths;
   ASSIGN_OR_RETURN(spec.type, ParseMemoryTypeWord(command.memory_type));
   spec.SetAnchor(anchor.shape);
+  RETURN_IF_ERROR(spec.CheckFits(anchor.shape));
   ASSIGN_OR_RETURN(spec.memory_layers, ParseMemoryLayers(command.memory_layers, spec.layers));
   ASSIGN_OR_RETURN(spec.dtype, ParseDType(command.dtype));
   spec.seed = command.seed;

@@ -179,7 +179,10 @@ absl::Status BankSpec::CheckFits(const AnchorShape& anchor) const {
   compare("layers", &BankSpec::layers);
   compare("hidden", &BankSpec::hidden);
   for (const auto& [name, size] : kAnchorSizes) compare(name, size);
-  if (differences.empty()) return absl::OkStatus();
+  if (differences.empty() && (anchor.gated_ffn || type != MemoryType::kLoraFfn)) return absl::OkStatus();
+  if (differences.empty())
+    return FailedPrecondition("bank {} has lora_ffn memory, which belongs to a gate, an up and a down projection; the anchor's feed-forward layers have no "
+                              "gate. Use ffn, lora_qk, lora_vo or kv memory", bank_id);
   return FailedPrecondition("bank {} was made for another anchor: {}. Use the bank's own anchor or create another bank", bank_id,
                             fmt::join(differences, "; "));
 }

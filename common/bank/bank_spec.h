@@ -19,6 +19,7 @@ struct AnchorShape {
   uint32_t layers = 0, hidden = 0;                         // L, d
   uint32_t heads = 0, kv_heads = 0, head_dim = 0;          // h, g, dh
   uint32_t ffn_inner = 0;                                  // df
+  bool gated_ffn = true;                                   // gate and up beside each other
 };
 
 struct BankSpec {
@@ -53,7 +54,8 @@ struct BankSpec {
 
   // Takes of the anchor what a bank of this type depends on.
   void SetAnchor(const AnchorShape& anchor);
-  // FAILED_PRECONDITION: the bank's blocks do not fit an anchor of that shape.
+  AnchorShape anchor_shape() const { return {layers, hidden, heads, kv_heads, head_dim, ffn_inner, true}; }
+  // FAILED_PRECONDITION: the bank's blocks do not fit an anchor of that shape, or memory of its type has no place in it.
   absl::Status CheckFits(const AnchorShape& anchor) const;
 
   // Ranges: k 2..4096, 1..8 levels, k^p < 2^31, widths <= 65,536 and not all 0, layers 1..1024, hidden 1..65,536, one block < 2 GiB, ids non-empty;

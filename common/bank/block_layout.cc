@@ -4,10 +4,10 @@
 
 namespace membank {
 
-BlockMatrices MatricesOf(const BankSpec& spec) {
+BlockMatrices MatricesOf(MemoryType type, const AnchorShape& anchor) {
   constexpr InitialValues kZero = InitialValues::kZero, kNormal = InitialValues::kNormal, kKaiming = InitialValues::kKaiming;
-  const uint64_t d = spec.hidden, df = spec.ffn_inner, q = uint64_t{spec.heads} * spec.head_dim, kv = uint64_t{spec.kv_heads} * spec.head_dim;
-  switch (spec.type) {
+  const uint64_t d = anchor.hidden, df = anchor.ffn_inner, q = uint64_t{anchor.heads} * anchor.head_dim, kv = uint64_t{anchor.kv_heads} * anchor.head_dim;
+  switch (type) {
     case MemoryType::kFfn:
       return {{"gate", d, kNormal}, {"up", d, kNormal}, {"down", d, kZero}};
     case MemoryType::kLoraQk:

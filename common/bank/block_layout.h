@@ -31,7 +31,8 @@ struct BlockMatrix {
 };
 using BlockMatrices = absl::InlinedVector<BlockMatrix, 6>;
 
-BlockMatrices MatricesOf(const BankSpec& spec);
+BlockMatrices MatricesOf(MemoryType type, const AnchorShape& anchor);
+inline BlockMatrices MatricesOf(const BankSpec& spec) { return MatricesOf(spec.type, spec.anchor_shape()); }
 
 // A block as rows of one length. A row is a matrix's row, or a part of it where the matrices of a type differ in width: the longest that
 // divides them all. What is kept per row (second moments, scales of int8), is kept for so many elements of one unit of one layer.

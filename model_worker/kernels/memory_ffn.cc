@@ -7,34 +7,12 @@
 namespace membank {
 namespace {
 
-using Rows = std::vector<std::pair<int64_t, int64_t>>;
-
 constexpr int64_t kFewRows = 4;   // per group: up to here the fused kernel, which reads each block once per row
 
-int64_t Count(const Rows& rows) {
+int64_t Count(const MemoryRowRanges& rows) {
   int64_t count = 0;
   for (const auto& [begin, end] : rows) count += end - begin;
   return count;
-}
-
-// The rows of x: a view when they are one range, else a copy.
-torch::Tensor Gather(const torch::Tensor& x, const Rows& rows) {
-  if (rows.size() == 1) return x.narrow(0, rows[0].first, rows[0].second - rows[0].first);
-  std::vector<torch::Tensor> parts;
-  parts.reserve(rows.size());
-  for (const auto& [begin, end] : rows) parts.push_back(x.narrow(0, begin, end - begin));
-  return torch::cat(parts, 0);
-}
-
-// out[rows] += a b. One range is accumulated by the product itself.
-void AddProduct(torch::Tensor& out, const Rows& rows, const torch::Tensor& a, const torch::Tensor& b) {
-  if (rows.size() == 1) return AddMatMul(out.narrow(0, rows[0].first, rows[0].second - rows[0].first), a, b);
-  const torch::Tensor product = MatMul(a, b);
-  int64_t at = 0;
-  for (const auto& [begin, end] : rows) {
-    out.narrow(0, begin, end - begin).add_(product.narrow(0, at, end - begin));
-    at += end - begin;
-  }
 }
 
 bool FewRows(const torch::Tensor& x, const std::vector<MemoryFfnGroup>& groups) {
@@ -56,7 +34,7 @@ void ForwardFewRows(Activation activation, const torch::Tensor& x, const std::ve
 }  // namespace
 
 MemoryFfnGroup MemoryFfnSlice(const torch::Tensor& block, const torch::Tensor& gradient, int64_t layer, int64_t width, int64_t hidden,
-                              const Rows& rows) {
+                              const MemoryRowRanges& rows) {
   const int64_t matrix = width * hidden, begin = layer * 3 * matrix;
   const auto slice = [&](const torch::Tensor& flat, int64_t at, int64_t height) {
     return flat.narrow(0, begin + at, height * hidden).view({height, hidden});
@@ -81,8 +59,8 @@ void MemoryFfnForward(Activation activation, const torch::Tensor& x, const std::
       if (saved != nullptr) saved->emplace_back();
       continue;
     }
-    const torch::Tensor gate_up = MatMul(Gather(x, *group.rows), group.gate_up.t());  // [n, 2r]
-    AddProduct(out, *group.rows, Activate({activation, true}, gate_up), group.down);
+    const torch::Tensor gate_up = MatMul(GatherRows(x, *group.rows), group.gate_up.t());  // [n, 2r]
+    AddProductToRows(out, *group.rows, Activate({activation, true}, gate_up), group.down);
     if (saved != nullptr) saved->push_back(gate_up);
   }
 }
@@ -92,15 +70,15 @@ void MemoryFfnBackward(Activation activation, const torch::Tensor& d_out, const 
   for (size_t i = 0; i < groups.size(); ++i) {
     const MemoryFfnGroup& group = groups[i];
     if (group.rows->empty()) continue;
-    const torch::Tensor dy = Gather(d_out, *group.rows);                                   // [n, d]
+    const torch::Tensor dy = GatherRows(d_out, *group.rows);                                   // [n, d]
     const torch::Tensor dh = MatMul(dy, group.down.t());                                   // [n, r]
     const bool wanted = group.d_down.defined();
     const ActivationGradient gradient = ActivateBackward({activation, true}, saved[i], dh, wanted);
     if (wanted) {
-      AddMatMul(group.d_gate_up, gradient.d_in.t(), Gather(x, *group.rows));
+      AddMatMul(group.d_gate_up, gradient.d_in.t(), GatherRows(x, *group.rows));
       AddMatMul(group.d_down, gradient.h.t(), dy);
     }
-    if (dx.defined()) AddProduct(dx, *group.rows, gradient.d_in, group.gate_up);
+    if (dx.defined()) AddProductToRows(dx, *group.rows, gradient.d_in, group.gate_up);
   }
 }
 

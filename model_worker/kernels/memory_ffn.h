@@ -6,10 +6,10 @@
 
 #include <torch/torch.h>
 
-#include <utility>
 #include <vector>
 
 #include "model_worker/kernels/cpu_kernels.h"
+#include "model_worker/kernels/memory_rows.h"
 
 namespace membank {
 
@@ -17,12 +17,12 @@ namespace membank {
 struct MemoryFfnGroup {
   torch::Tensor gate_up, down;                        // [2r, d], [r, d]
   torch::Tensor d_gate_up, d_down;                    // the same slices of the gradient, fp32 or the model's dtype; undefined: none
-  const std::vector<std::pair<int64_t, int64_t>>* rows = nullptr;   // [begin, end), ascending, disjoint
+  const MemoryRowRanges* rows = nullptr;
 };
 
 // Views of layer `layer` of a flat block of width r; `gradient` may be undefined.
 MemoryFfnGroup MemoryFfnSlice(const torch::Tensor& block, const torch::Tensor& gradient, int64_t layer, int64_t width, int64_t hidden,
-                              const std::vector<std::pair<int64_t, int64_t>>& rows);
+                              const MemoryRowRanges& rows);
 
 // out [N, d] += memory(x [N, d]). `saved` (null: no backward follows) receives what backward needs, one per group: gate and up [n, 2r].
 void MemoryFfnForward(Activation activation, const torch::Tensor& x, const std::vector<MemoryFfnGroup>& groups, torch::Tensor& out,

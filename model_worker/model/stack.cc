@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "model_worker/kernels/memory_ffn.h"
 #include "model_worker/model/architecture.h"
 
 namespace membank {
@@ -81,15 +80,6 @@ void CheckBatch(const RaggedBatch& batch, bool backward) {
   TORCH_CHECK(at == rows, "segments cover ", at, " of ", rows, " rows");
 }
 
-std::vector<MemoryFfnGroup> GroupsOf(const MemoryLevel& level, int64_t layer, int64_t hidden) {
-  std::vector<MemoryFfnGroup> groups;
-  groups.reserve(level.groups.size());
-  for (const MemoryGroup& group : level.groups) {
-    groups.push_back(MemoryFfnSlice(group.block, group.gradient, layer, level.width, hidden, group.rows));
-  }
-  return groups;
-}
-
 }  // namespace
 
 torch::Tensor Stack::Linear::Forward(const torch::Tensor& x) const {
@@ -155,36 +145,48 @@ void Stack::NormHeads(const Layer& layer, torch::Tensor& qkv, LayerTape* tape) c
 
 torch::Tensor Stack::Attend(int64_t index, const RaggedBatch& batch, const torch::Tensor& normed, const torch::Tensor& positions, LayerTape* tape) {
   const Layer& layer = layers_[index];
+  const LayerMemory memory(batch.memory, config_, index);
+  LayerMemoryTape* const memory_tape = tape != nullptr ? &tape->memory : nullptr;
   torch::Tensor qkv = layer.qkv.Forward(normed);                                       // [N, (h + 2g) * dh]
+  memory.AddToQkv(normed, qkv, memory_tape);
   if (config_.qk_norm != QkNorm::kNone) NormHeads(layer, qkv, tape);
+  const torch::Tensor query = memory.Query(qkv);
   Rope(qkv, config_.heads + config_.kv_heads, config_.head_dim, positions, config_.Slides(index) ? local_rope_ : rope_, /*inverse=*/false);
   const Heads shape = HeadsOf(index);
   const std::vector<AttentionRows> rows = RowsOf(batch, index);
   AppendKeysAndValues(qkv, shape, rows);
   torch::Tensor attention = Attention(qkv, shape, rows, tape != nullptr ? &tape->log_sums : nullptr);   // [N, h*dh]
-  torch::Tensor out = layer.o.Forward(attention);
+  torch::Tensor attended = memory.AddToAttention(query, attention, memory_tape);
+  torch::Tensor out = layer.o.Forward(attended);
+  memory.AddToAttentionOut(attended, out, memory_tape);
   if (tape != nullptr) {
     tape->qkv = std::move(qkv);
     tape->attention = std::move(attention);
+    tape->attended = std::move(attended);
   }
   return out;
 }
 
 torch::Tensor Stack::FeedForward(int64_t index, const RaggedBatch& batch, const torch::Tensor& normed, LayerTape* tape) {
   const Layer& layer = layers_[index];
+  const LayerMemory memory(batch.memory, config_, index);
+  LayerMemoryTape* const memory_tape = tape != nullptr ? &tape->memory : nullptr;
   torch::Tensor gate_up = layer.in.Forward(normed);                                    // [N, 2*df]
-  torch::Tensor out = layer.down.Forward(Activate(config_.ffn, gate_up));
-  for (const MemoryLevel& level : batch.memory) {
-    std::vector<torch::Tensor>* saved = nullptr;
-    if (tape != nullptr) saved = &tape->memory.emplace_back();
-    MemoryFfnForward(config_.MemoryActivation(), normed, GroupsOf(level, index, config_.hidden), out, saved);
-  }
+  memory.AddToFfnIn(normed, gate_up, memory_tape);
+  const torch::Tensor h = Activate(config_.ffn, gate_up);                              // [N, df]
+  torch::Tensor out = layer.down.Forward(h);
+  memory.AddToFfnOut(normed, h, out, memory_tape);
   if (tape != nullptr) tape->gate_up = std::move(gate_up);
   return out;
 }
 
 torch::Tensor Stack::Forward(const RaggedBatch& batch, Tape* tape) {
   CheckBatch(batch, tape != nullptr);
+  CheckMemory(batch.memory, config_);
+  if (tape != nullptr) {
+    tape->lowest = train_anchor_ ? 0 : LowestTrainedLayer(batch.memory, config_.layers);
+    tape->layers.resize(layers_.size());
+  }
   torch::Tensor positions = torch::empty({batch.tokens.size(0)}, torch::kLong);        // [N]
   int64_t last = 0;
   for (const Segment& s : batch.segments) {
@@ -199,7 +201,7 @@ torch::Tensor Stack::Forward(const RaggedBatch& batch, Tape* tape) {
   torch::Tensor addend;                                                                // the branch that the next norm adds to x
   for (int64_t i = 0; i < static_cast<int64_t>(layers_.size()); ++i) {
     const LayerWeights& w = *layers_[i].weights;
-    LayerTape* layer_tape = tape != nullptr ? &tape->layers.emplace_back() : nullptr;
+    LayerTape* layer_tape = tape != nullptr && i >= tape->lowest ? &tape->layers[i] : nullptr;
     Normed in = Norm(config_.norm, x, addend, w.input_norm, w.input_norm_bias), attention_out, ffn_out;
     torch::Tensor attended = Attend(i, batch, in.y, positions, layer_tape);
     if (config_.branch_norms) {
@@ -215,7 +217,7 @@ torch::Tensor Stack::Forward(const RaggedBatch& batch, Tape* tape) {
     }
     x = ffn.sum;
     if (layer_tape == nullptr) continue;
-    if (!train_anchor_) in.y = torch::Tensor();
+    if (!train_anchor_ && !LayerMemory(batch.memory, config_, i).ReadsAttentionInput()) in.y = torch::Tensor();
     layer_tape->in = std::move(in);
     layer_tape->ffn = std::move(ffn);
     layer_tape->attention_out = std::move(attention_out);
@@ -254,10 +256,14 @@ torch::Tensor Stack::BranchNormBackward(const torch::Tensor& dy, const Normed& n
 torch::Tensor Stack::FeedForwardBackward(int64_t index, const Tape& tape, const torch::Tensor& d_out, bool wanted, LayerWeights* gradients) const {
   const Layer& layer = layers_[index];
   const LayerTape& t = tape.layers[index];
+  const LayerMemory memory(tape.batch.memory, config_, index);
+  ActivationGradient ffn;
   torch::Tensor d_normed;                                                              // [N, d]
-  if (wanted) {
-    const ActivationGradient ffn = ActivateBackward(config_.ffn, t.gate_up, layer.down.w.InputGradient(d_out), gradients != nullptr);
-    d_normed = layer.in.w.InputGradient(ffn.d_in);
+  if (wanted || memory.InsideFfn()) {
+    torch::Tensor dh = layer.down.w.InputGradient(d_out);                              // [N, df]
+    memory.FfnOutBackward(d_out, t.gate_up, t.memory, dh);
+    ffn = ActivateBackward(config_.ffn, t.gate_up, dh, gradients != nullptr);
+    if (wanted) d_normed = layer.in.w.InputGradient(ffn.d_in);
     if (gradients != nullptr) {
       const torch::Dtype dtype = d_out.scalar_type();
       const torch::Tensor d_in = torch::mm(ffn.d_in.t(), t.ffn.y);                     // [2*df, d]
@@ -277,9 +283,7 @@ torch::Tensor Stack::FeedForwardBackward(int64_t index, const Tape& tape, const 
       }
     }
   }
-  for (size_t l = 0; l < tape.batch.memory.size(); ++l) {
-    MemoryFfnBackward(config_.MemoryActivation(), d_out, t.ffn.y, GroupsOf(tape.batch.memory[l], index, config_.hidden), t.memory[l], d_normed);
-  }
+  memory.FfnInBackward(d_out, ffn.d_in, t.ffn.y, t.memory, d_normed);
   return d_normed;
 }
 
@@ -295,22 +299,28 @@ void Stack::NormHeadsBackward(const Layer& layer, const LayerTape& tape, torch::
   backward(&LayerWeights::k_norm, tape.k_norm, q, kv);
 }
 
-torch::Tensor Stack::AttendBackward(int64_t index, const Tape& tape, const torch::Tensor& d_out, LayerWeights* gradients) const {
+torch::Tensor Stack::AttendBackward(int64_t index, const Tape& tape, const torch::Tensor& d_out, bool wanted, LayerWeights* gradients) const {
   const Layer& layer = layers_[index];
   const LayerTape& t = tape.layers[index];
-  torch::Tensor d_qkv = AttentionBackward(t.qkv, t.attention, layer.o.w.InputGradient(d_out), HeadsOf(index), RowsOf(tape.batch, index), t.log_sums);
+  const LayerMemory memory(tape.batch.memory, config_, index);
+  torch::Tensor d_attended = layer.o.w.InputGradient(d_out);                           // [N, h*dh]
+  memory.AttentionOutBackward(d_out, t.attended, t.memory, d_attended);
+  torch::Tensor d_qkv = AttentionBackward(t.qkv, t.attention, d_attended, HeadsOf(index), RowsOf(tape.batch, index), t.log_sums);
   Rope(d_qkv, config_.heads + config_.kv_heads, config_.head_dim, tape.positions, config_.Slides(index) ? tape.local_rope : tape.rope,
        /*inverse=*/true);
+  memory.AttentionBackward(d_attended, t.memory, d_qkv);
   if (config_.qk_norm != QkNorm::kNone) NormHeadsBackward(layer, t, d_qkv, gradients);
   if (gradients != nullptr) {
     const torch::Dtype dtype = d_out.scalar_type();
-    gradients->o = torch::mm(d_out.t(), t.attention);
+    gradients->o = torch::mm(d_out.t(), t.attended);
     if (config_.o_bias) gradients->o_bias = d_out.sum(0);
     Split(torch::mm(d_qkv.t(), t.in.y), dtype, gradients, {&LayerWeights::q, &LayerWeights::k, &LayerWeights::v}, *layer.weights);
     if (config_.qkv_bias)
       Split(d_qkv.sum(0), dtype, gradients, {&LayerWeights::q_bias, &LayerWeights::k_bias, &LayerWeights::v_bias}, *layer.weights);
   }
-  return layer.qkv.w.InputGradient(d_qkv);
+  torch::Tensor d_normed = wanted ? layer.qkv.w.InputGradient(d_qkv) : torch::Tensor();
+  memory.QkvBackward(d_qkv, t.in.y, t.memory, d_normed);
+  return d_normed;
 }
 
 std::vector<torch::Tensor> Stack::Backward(const Tape& tape, const torch::Tensor& d_hidden) const {
@@ -322,16 +332,18 @@ std::vector<torch::Tensor> Stack::Backward(const Tape& tape, const torch::Tensor
     const LayerWeights& w = *layers_[i].weights;
     const LayerTape& t = tape.layers[i];
     LayerWeights* const kept = train_anchor_ ? &gradients[i] : nullptr;
-    const bool lowest = i == 0 && !train_anchor_;   // below the first layer's memory nothing wants a gradient
+    const bool lower = train_anchor_ || i > tape.lowest;   // something below this layer wants a gradient
+    const bool attention = lower || LayerMemory(tape.batch.memory, config_, i).InAttention();
     const auto through = [&](torch::Tensor LayerWeights::*member, const Normed& normed, const torch::Tensor& dy) {   // a branch's own norm
       return config_.branch_norms ? BranchNormBackward(dy, normed, w.*member, {}, member, nullptr, kept) : dy;
     };
     // dx is the gradient of the layer's output: of each branch and of the residual.
-    const torch::Tensor d_ffn = FeedForwardBackward(i, tape, through(&LayerWeights::ffn_out_norm, t.ffn_out, dx), !lowest, kept);
-    if (lowest) break;
+    const torch::Tensor d_ffn = FeedForwardBackward(i, tape, through(&LayerWeights::ffn_out_norm, t.ffn_out, dx), attention, kept);
+    if (!attention) break;
     torch::Tensor d_middle = BranchNormBackward(d_ffn, t.ffn, w.ffn_norm, dx, &LayerWeights::ffn_norm, &LayerWeights::ffn_norm_bias, kept);
     const torch::Tensor d_branch = config_.parallel_branches ? dx : d_middle;
-    const torch::Tensor d_attention = AttendBackward(i, tape, through(&LayerWeights::attention_out_norm, t.attention_out, d_branch), kept);
+    const torch::Tensor d_attention = AttendBackward(i, tape, through(&LayerWeights::attention_out_norm, t.attention_out, d_branch), lower, kept);
+    if (!lower) break;
     dx = BranchNormBackward(d_attention, t.in, w.input_norm, d_middle, &LayerWeights::input_norm, &LayerWeights::input_norm_bias, kept);
   }
   if (!train_anchor_) return {};

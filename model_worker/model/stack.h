@@ -1,4 +1,4 @@
-// The decoder layers of the anchor with FFN memories, forward and backward written out: no autograd graph, products over all rows at once,
+// The decoder layers of the anchor with memories, forward and backward written out: no autograd graph, products over all rows at once,
 // q|k|v and gate|up each one matrix. What the architectures differ in is ModelConfig's. Transformer (transformer.h) is the public face. One thread at a time.
 #pragma once
 
@@ -8,6 +8,7 @@
 
 #include "model_worker/kernels/matmul.h"
 #include "model_worker/kernels/ops.h"
+#include "model_worker/model/layer_memory.h"
 #include "model_worker/model/transformer.h"
 
 namespace membank {
@@ -19,16 +20,18 @@ struct LayerTape {
   Normed q_norm, k_norm;                        // [N * rows of a head, dh] or [N, h*dh]
   torch::Tensor qkv;                            // after RoPE
   std::vector<torch::Tensor> log_sums;
-  torch::Tensor attention;                      // [N, h*dh], before the o projection
+  torch::Tensor attention;                      // [N, h*dh], the anchor's own
+  torch::Tensor attended;                       // the same with kv memory: before the o projection
   torch::Tensor gate_up;                        // [N, 2*df], or [N, df] without a gate
-  std::vector<std::vector<torch::Tensor>> memory;   // [level][group]
+  LayerMemoryTape memory;
 };
 
 struct Tape {
   RaggedBatch batch;
   torch::Tensor positions;                      // [N]
   RopeTable rope, local_rope;
-  std::vector<LayerTape> layers;
+  std::vector<LayerTape> layers;                // of those from `lowest` up
+  int64_t lowest = 0;                           // the lowest layer with anything that wants a gradient
   Normed out;                                   // the final norm, without y
 };
 
@@ -61,7 +64,7 @@ class Stack {
   torch::Tensor FeedForward(int64_t index, const RaggedBatch& batch, const torch::Tensor& normed, LayerTape* tape);
   void NormHeads(const Layer& layer, torch::Tensor& qkv, LayerTape* tape) const;
   // Gradients to the branches' inputs; `gradients` null: the anchor is frozen. `wanted` false: only those of the memories are.
-  torch::Tensor AttendBackward(int64_t index, const Tape& tape, const torch::Tensor& d_out, LayerWeights* gradients) const;
+  torch::Tensor AttendBackward(int64_t index, const Tape& tape, const torch::Tensor& d_out, bool wanted, LayerWeights* gradients) const;
   torch::Tensor FeedForwardBackward(int64_t index, const Tape& tape, const torch::Tensor& d_out, bool wanted, LayerWeights* gradients) const;
   void NormHeadsBackward(const Layer& layer, const LayerTape& tape, torch::Tensor& d_qkv, LayerWeights* gradients) const;
   torch::Tensor BranchNormBackward(const torch::Tensor& dy, const Normed& normed, const torch::Tensor& weight, const torch::Tensor& residual,

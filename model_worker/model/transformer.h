@@ -1,4 +1,4 @@
-// The anchor with per-sequence FFN memories. Tensors in, tensors out: no network, no files (weights.h loads). The architectures are settings of
+// The anchor with per-sequence memories. Tensors in, tensors out: no network, no files (weights.h loads). The architectures are settings of
 // one pre-norm decoder: Llama 2/3, Qwen 2/3, Gemma 3, GPT-NeoX and OpenLM (architecture.h says what each calls its tensors).
 // Shapes: N rows (tokens of all segments, concatenated), d hidden, V vocabulary, L layers. One thread at a time.
 #pragma once
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/bank/bank_spec.h"
 #include "model_worker/kernels/ops.h"
 
 namespace membank {
@@ -92,7 +93,7 @@ struct Segment {
   KvCache* cache = nullptr;
 };
 
-// One distinct block and the rows that use it. `block` is flat [L * 3 * r * d] in the layout of common/bank/block_layout.h, in the model's dtype.
+// One distinct block and the rows that use it. `block` is flat in the layout of common/bank/block_layout.h, in the model's dtype.
 struct MemoryGroup {
   torch::Tensor block;
   torch::Tensor gradient;   // undefined: no gradient; else flat, same size, fp32 or the model's dtype, *added to* by backward
@@ -103,6 +104,9 @@ struct MemoryGroup {
 struct MemoryLevel {
   int64_t width = 0;        // r
   std::vector<MemoryGroup> groups;
+  MemoryType type = MemoryType::kFfn;
+  std::vector<uint32_t> layers;   // of the anchor that have memory, ascending; empty: all
+  size_t bank = 0;          // levels of one bank follow one another; those of kv memory share a softmax
 };
 using MemoryBatch = std::vector<MemoryLevel>;
 

@@ -5,7 +5,7 @@
 #include "absl/time/clock.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
-#include "model_worker/model/anchor_shape.h"
+#include "model_worker/model/bank_levels.h"
 
 namespace membank {
 namespace {
@@ -16,10 +16,6 @@ std::string VersionName(const std::string& version) { return version.empty() ? "
 
 absl::Status CheckBank(const BankSpec& bank, const AnchorWeights& anchor) {
   RETURN_IF_ERROR(bank.CheckFits(AnchorShapeOf(anchor.config)));
-  if (bank.type != MemoryType::kFfn || !bank.memory_layers.empty()) {
-    return Unimplemented("bank {} has {} memory in {} of {} layers; workers use ffn memory in all layers only", bank.bank_id,
-                         MemoryTypeName(bank.type), bank.block_layers(), bank.layers);
-  }
   if (bank.anchor_fingerprint != anchor.origin) {
     return FailedPrecondition("bank {} was trained beside the anchor with fingerprint {}, this one's is {}; serve it with its own anchor",
                               bank.bank_id, bank.anchor_fingerprint, anchor.origin);
@@ -52,10 +48,11 @@ absl::StatusOr<std::unique_ptr<BankStack>> BankStack::Create(const std::vector<S
   return stack;
 }
 
-std::vector<uint32_t> BankStack::Widths() const {
-  std::vector<uint32_t> widths;
-  for (size_t i = 0; i < size(); ++i) widths.insert(widths.end(), spec(i).widths.begin(), spec(i).widths.end());
-  return widths;
+MemoryBatch BankStack::Levels() const {
+  MemoryBatch levels;
+  for (size_t i = 0; i < size(); ++i)
+    for (uint32_t level = 1; level <= spec(i).depth(); ++level) levels.push_back(LevelOf(spec(i), level, i));
+  return levels;
 }
 
 absl::StatusOr<size_t> BankStack::Find(const std::string& name) const {

@@ -37,7 +37,7 @@ class BankStack {
   size_t size() const { return banks_.size(); }
   const BankSpec& spec(size_t bank) const { return banks_[bank].served.client->spec(); }
   const BlockLoader& loader(size_t bank) const { return *banks_[bank].loader; }
-  std::vector<uint32_t> Widths() const;  // of all levels
+  MemoryBatch Levels() const;            // of all banks, without groups
 
   // As Engine's.
   absl::StatusOr<std::vector<BlockId>> BlocksOf(size_t bank, const MemoryChoice& memory) const;

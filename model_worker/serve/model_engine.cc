@@ -46,7 +46,7 @@ absl::StatusOr<std::unique_ptr<Engine>> ModelEngine::Create(std::unique_ptr<Tran
   loader.timeout = options.fetch_timeout;
   ASSIGN_OR_RETURN(engine->banks_, BankStack::Create(banks, engine->model_->weights(), loader));
   for (const ServedBank& bank : banks) engine->facts_.banks.push_back(bank.client->spec());
-  engine->step_options_.widths = engine->banks_->Widths();
+  engine->step_options_.levels = engine->banks_->Levels();
   engine->thread_ = std::thread([raw = engine.get()] { raw->Run(); });
   return engine;
 }

@@ -50,9 +50,8 @@ std::vector<Part> ChooseParts(const StepOptions& options, const std::vector<Sequ
 }
 
 // The batch's memory: per level of each bank, each distinct block once with the rows that use it.
-MemoryBatch GroupMemory(const std::vector<uint32_t>& widths, const std::vector<Part>& parts) {
-  MemoryBatch memory(widths.size());
-  for (size_t level = 0; level < widths.size(); ++level) memory[level].width = widths[level];
+MemoryBatch GroupMemory(const MemoryBatch& levels, const std::vector<Part>& parts) {
+  MemoryBatch memory = levels;
   absl::flat_hash_map<const ResidentBlock*, size_t> group_of;
   for (const Part& part : parts) {
     const std::pair<int64_t, int64_t> rows = {part.row, part.row + static_cast<int64_t>(part.to - part.from)};
@@ -85,7 +84,7 @@ RaggedBatch MakeBatch(const StepOptions& options, const std::vector<Part>& parts
     KvCache* cache = part.sequence->reserved > 0 ? &part.sequence->cache : nullptr;
     batch.segments.push_back({part.row, part.row + static_cast<int64_t>(part.to - part.from), cache});
   }
-  batch.memory = GroupMemory(options.widths, parts);
+  batch.memory = GroupMemory(options.levels, parts);
   return batch;
 }
 

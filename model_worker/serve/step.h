@@ -13,7 +13,7 @@ struct StepOptions {
   int64_t context = 0;
   int32_t eos_id = -1;
   size_t vocab = 0;                // tokens that have a text; an anchor's padding beyond them is never chosen
-  std::vector<uint32_t> widths;    // of the levels of all banks; empty without a bank
+  MemoryBatch levels;              // of all banks, without groups; empty without a bank
 };
 
 struct StepCount {

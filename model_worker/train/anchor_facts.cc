@@ -1,7 +1,7 @@
 #include "model_worker/train/anchor_facts.h"
 
 #include "common/base/status_macros.h"
-#include "model_worker/model/anchor_shape.h"
+#include "model_worker/model/bank_levels.h"
 #include "model_worker/model/weights.h"
 
 namespace membank {

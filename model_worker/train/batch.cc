@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "fmt/format.h"
+#include "model_worker/model/bank_levels.h"
 
 namespace membank {
 namespace {
@@ -95,8 +96,7 @@ MicroBatch MakeMicroBatch(const BankSpec& spec, const TrainBatch& batch, size_t 
   micro.targets = torch::tensor(targets, torch::kLong);
   for (uint32_t level = 1; level <= spec.depth(); ++level) {
     if (spec.width(level) == 0) continue;
-    MemoryLevel& memory = micro.rows.memory.emplace_back();
-    memory.width = spec.width(level);
+    MemoryLevel& memory = micro.rows.memory.emplace_back(LevelOf(spec, level, /*bank=*/0));
     for (auto& [id, rows] : levels[level - 1]) {
       const size_t i = batch.block_index.at(id);
       memory.groups.push_back({values[i]->values, gradients.empty() ? torch::Tensor() : gradients[i], std::move(rows)});

@@ -8,7 +8,7 @@
 #include "common/base/log.h"
 #include "common/base/random_id.h"
 #include "common/base/status_macros.h"
-#include "model_worker/model/anchor_shape.h"
+#include "model_worker/model/bank_levels.h"
 
 namespace membank {
 namespace {
@@ -78,10 +78,6 @@ absl::Status CheckCorpusFits(const PackedInfo& corpus, const ModelConfig& anchor
 
 absl::Status CheckBankFits(const BankSpec& spec, const PackedInfo& corpus, const ModelConfig& anchor, const std::string& anchor_fingerprint) {
   RETURN_IF_ERROR(spec.CheckFits(AnchorShapeOf(anchor)));
-  if (spec.type != MemoryType::kFfn || !spec.memory_layers.empty()) {
-    return Unimplemented("bank {} has {} memory in {} of {} layers; workers use ffn memory in all layers only", spec.bank_id,
-                         MemoryTypeName(spec.type), spec.block_layers(), spec.layers);
-  }
   if (spec.anchor_fingerprint != anchor_fingerprint)
     return FailedPrecondition("bank {} belongs to anchor {}; --anchor is {}. Give the bank's anchor or create another bank", spec.bank_id,
                               spec.anchor_fingerprint, anchor_fingerprint);

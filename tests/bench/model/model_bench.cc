@@ -1,6 +1,7 @@
 // Speed of the model alone: training step (forward, loss, backward), prefill and decode, tokens per second, medians. train_control is the
 // quickstart's step: one page with its own path and with the generic memory; train_paths and train_dense are a co-trained anchor with twelve
-// paths in the batch, and with as many more units in its own FFN. The others have the same shapes as eager.py beside it; tests/bench/run runs both in turn and prints the ratios. One JSON object per line on stdout.
+// paths in the batch, and with as many more units in its own FFN; train_lora_qk to train_kv are train_frozen with as many parameters of another
+// memory type, train_late with ffn memory in the upper half of the layers. The others have the same shapes as eager.py beside it; tests/bench/run runs both in turn and prints the ratios. One JSON object per line on stdout.
 #include <torch/torch.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include "common/base/malloc_tuning.h"
 #include "common/base/thread_tuning.h"
 #include "fmt/format.h"
+#include "model_worker/model/bank_levels.h"
 #include "model_worker/model/weights.h"
 
 namespace membank {
@@ -36,16 +38,24 @@ void Report(const char* what, const char* dtype, double rate) {
 struct Sizes {
   int64_t tokens = 1008, document = 84, paths = 1;   // each path has its own blocks and an equal share of the rows
   int repeats = 5;
+  MemoryType type = MemoryType::kFfn;                // of as many parameters as the ffn memory of widths 64 and 32 in the same layers
+  std::vector<uint32_t> layers;
 };
 
-MemoryBatch MakeMemory(const ModelConfig& c, torch::Dtype dtype, int64_t rows, int64_t paths, bool gradient) {
+MemoryBatch MakeMemory(const ModelConfig& c, torch::Dtype dtype, int64_t rows, const Sizes& sizes, bool gradient) {
   MemoryBatch memory;
-  for (const int64_t width : {64, 32}) {
-    MemoryLevel& level = memory.emplace_back();
-    level.width = width;
+  BankSpec ffn, spec;
+  spec.type = sizes.type;
+  ffn.memory_layers = spec.memory_layers = sizes.layers;
+  ffn.SetAnchor(AnchorShapeOf(c));
+  spec.SetAnchor(AnchorShapeOf(c));
+  for (const uint32_t width : {64, 32}) {
+    spec.widths.push_back(static_cast<uint32_t>(width * ffn.UnitElements() / spec.UnitElements()));
+    MemoryLevel& level = memory.emplace_back(LevelOf(spec, spec.depth(), /*bank=*/0));
+    const int64_t paths = sizes.paths;
     for (int64_t path = 0; path < paths; ++path) {
       MemoryGroup& group = level.groups.emplace_back();
-      group.block = torch::randn({c.layers * 3 * width * c.hidden}).mul_(0.02).to(dtype);
+      group.block = torch::randn({static_cast<int64_t>(spec.BlockElements(spec.depth()))}).mul_(0.02).to(dtype);
       if (gradient) group.gradient = torch::zeros({group.block.numel()}, torch::kFloat);
       group.rows = {{path * rows / paths, (path + 1) * rows / paths}};
     }
@@ -59,7 +69,7 @@ RaggedBatch MakeBatch(const Transformer& model, const Sizes& sizes, bool gradien
   for (int64_t begin = 0; begin < sizes.tokens; begin += sizes.document) {
     batch.segments.push_back({begin, std::min(begin + sizes.document, sizes.tokens), nullptr});
   }
-  batch.memory = MakeMemory(model.config(), model.dtype(), sizes.tokens, sizes.paths, gradient);
+  batch.memory = MakeMemory(model.config(), model.dtype(), sizes.tokens, sizes, gradient);
   return batch;
 }
 
@@ -113,7 +123,7 @@ double Decode(Transformer& model, int64_t sequences, int repeats) {
       }
     }
     RaggedBatch batch;
-    batch.memory = MakeMemory(model.config(), model.dtype(), sequences, 1, false);
+    batch.memory = MakeMemory(model.config(), model.dtype(), sequences, {}, false);
     for (int64_t i = 0; i < sequences; ++i) batch.segments.push_back({i, i + 1, &caches[i]});
     batch.tokens = torch::zeros({sequences}, torch::kLong);
     for (int64_t step = 0; step < kSteps; ++step) batch.tokens = model.Logits(model.Forward(batch)).argmax(-1);
@@ -130,6 +140,15 @@ void RunAll(const std::string& anchor, torch::Dtype dtype, const std::string& on
   }
   const auto wanted = [&](const char* what) { return only.empty() || only == what; };
   if (wanted("train_frozen")) Report("train_frozen", name, Train(*weights, false, sizes));
+  for (const MemoryType type : {MemoryType::kLoraQk, MemoryType::kLoraVo, MemoryType::kLoraFfn, MemoryType::kKv}) {
+    const std::string what = "train_" + std::string(MemoryTypeName(type));
+    Sizes typed = sizes;
+    typed.type = type;
+    if (wanted(what.c_str())) Report(what.c_str(), name, Train(*weights, false, typed));
+  }
+  Sizes late = sizes;
+  for (int64_t layer = weights->config.layers / 2; layer < weights->config.layers; ++layer) late.layers.push_back(static_cast<uint32_t>(layer));
+  if (wanted("train_late")) Report("train_late", name, Train(*weights, false, late));
   if (wanted("train_control")) Report("train_control", name, Train(*weights, false, {160, 80, 2, 4 * sizes.repeats}));
   if (wanted("train_anchor")) Report("train_anchor", name, Train(*weights, true, sizes));
   if (wanted("train_paths")) Report("train_paths", name, Train(*weights, true, {sizes.tokens, sizes.document, 12, sizes.repeats}));

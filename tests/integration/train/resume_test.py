@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Exact resume with real processes: the trainer and both memory servers are killed with SIGKILL together, at random moments, again and again;
 then the losses of every step and the blocks of the bank equal, bit for bit, those of a run that nobody disturbed. SIGTERM ends a run with a
-checkpoint and exit code 0. Loopback, fp32 on the CPU, a tiny anchor, bounded in time.
+checkpoint and exit code 0; a bank of every memory type learns. Loopback, fp32 on the CPU, a tiny anchor, bounded in time.
 
     tests/integration/train/resume_test.py [--seed N]
 """
@@ -181,6 +181,23 @@ def check_bank_commands(directory):
     print("ok  bank create and slots init: sizes, refusals")
 
 
+def check_memory_types(directory):
+    """A bank of every other type learns through real servers."""
+    arguments = ("--memory-type", "lora-qk"), ("--memory-type", "lora-vo"), ("--memory-type", "lora-ffn", "--memory-layers", "late"), ("--memory-type", "kv")
+    for number, words in enumerate(arguments):
+        spec, output = directory / f"type-{number}.json", directory / f"type-{number}"
+        membank("bank", "create", "--anchor", directory / "anchor", "--tree", directory / "corpus/tree.safetensors", "--widths", "16,8", *words, "--output", spec)
+        with contextlib.closing(MemoryServers(directory / f"type-{number}-bank", spec)) as servers:
+            servers.start()
+            command = train_arguments(directory, servers, output, "frozen")
+            command[command.index("--steps") + 1] = "40"
+            membank(*command)
+        steps = [json.loads(line)["loss"] for line in (output / "log.jsonl").read_text().splitlines()]
+        before, after = sum(steps[:5]) / 5, sum(steps[-5:]) / 5
+        assert after < 0.97 * before, (words, before, after)
+        print(f"ok  {words[1]}: 40 steps through real servers, loss {before:.3f} -> {after:.3f}")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=int(time.time()))
@@ -191,6 +208,7 @@ def main():
         directory = pathlib.Path(name)
         prepare(directory)
         check_bank_commands(directory)
+        check_memory_types(directory)
         check_terminate(directory)
         check_bit_equal(directory, "frozen", generator)
         check_bit_equal(directory, "cotrain", generator)

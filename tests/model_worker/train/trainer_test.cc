@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 
+#include "common/bank/gradient_codec.h"
 #include "common/base/file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -77,6 +78,28 @@ TEST_F(TrainerTest, FrozenTrainingLowersTheLossAndReportsIt) {
   EXPECT_EQ(bank->GetStatus()->head_step, 40u);
   EXPECT_EQ(bank->announced.size(), bank->GetStatus()->touched_blocks) << "every update's blocks are announced to the servers";
   EXPECT_TRUE(std::filesystem::exists(options.output + "/loss.svg"));
+}
+
+// Also beside a generic memory, in chosen layers, and with int8 gradients and the row-wise optimizer, whose rows are parts of the matrices.
+TEST_F(TrainerTest, EveryMemoryTypeTrains) {
+  const auto facts = ReadAnchorFacts(run_.anchor());
+  ASSERT_TRUE(facts.ok()) << facts.status();
+  for (const MemoryType type : {MemoryType::kLoraQk, MemoryType::kLoraVo, MemoryType::kLoraFfn, MemoryType::kKv}) {
+    run_.spec().type = type;
+    run_.spec().SetAnchor(facts->shape);
+    run_.spec().memory_layers.clear();
+    if (type == MemoryType::kLoraFfn) run_.spec().memory_layers = {1};
+    const std::string name(MemoryTypeName(type));
+    TrainOptions options = run_.Options(name);
+    options.steps = 40;
+    if (type == MemoryType::kLoraVo) options.generic_probability = 0.2;
+    if (type == MemoryType::kLoraVo) options.gradient_dtype = kI8Rows;
+    if (type == MemoryType::kLoraQk) options.optimizer = OptimizerKind::kRowWiseAdamW;
+    TrainFresh(name, options);
+    const std::vector<double> losses = Losses(options);
+    ASSERT_EQ(losses.size(), 40u);
+    EXPECT_LT(losses.back(), 0.97 * losses.front()) << name;
+  }
 }
 
 TEST_F(TrainerTest, PrefetchChangesNothing) {
@@ -412,7 +435,7 @@ TEST_F(TrainerTest, RefusesABankOfAnotherAnchor) {
   ExpectRefused(Train(run_.Options("run"), *bank, kNeverStop), absl::StatusCode::kFailedPrecondition, "belongs to anchor feed");
   run_.spec().hidden = 32;
   auto narrow = NewBank("narrow");
-  ExpectRefused(Train(run_.Options("run"), *narrow, kNeverStop), absl::StatusCode::kFailedPrecondition, "2 layers of width 32");
+  ExpectRefused(Train(run_.Options("run"), *narrow, kNeverStop), absl::StatusCode::kFailedPrecondition, "hidden 32, the anchor's is 64");
 }
 
 TEST_F(TrainerTest, NotFiniteLossNamesStepAndBatchAndKeepsTheCheckpoint) {
