@@ -12,6 +12,7 @@
 #include "model_worker/model/bake.h"
 #include "model_worker/model/bank_levels.h"
 #include "model_worker/model/weights.h"
+#include "model_worker/train/anchor_init.h"
 
 namespace membank {
 namespace {
@@ -48,18 +49,6 @@ absl::StatusOr<std::vector<BakedLevel>> FetchLevels(MemoryClient& client, const 
   return levels;
 }
 
-// Tokenizer and chat template travel with the model, when the anchor is a folder.
-absl::Status CopyTokenizer(const std::filesystem::path& from, const std::filesystem::path& to) {
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json",
-                           "chat_template.jinja", "generation_config.json"}) {
-    std::error_code error;
-    if (!std::filesystem::exists(from / name, error)) continue;
-    std::filesystem::copy_file(from / name, to / name, std::filesystem::copy_options::overwrite_existing, error);
-    if (error) return absl::UnavailableError(fmt::format("copy {} to {}: {}", (from / name).string(), to.string(), error.message()));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status RunBake(const BakeCommand& command) {
   ASSIGN_OR_RETURN(AnchorWeights anchor, LoadAnchor(command.anchor, command.dtype == "fp32" ? torch::kFloat : torch::kBFloat16));
   ASSIGN_OR_RETURN(const std::unique_ptr<MemoryClient> client, command.servers.Connect());
@@ -74,7 +63,7 @@ absl::Status RunBake(const BakeCommand& command) {
   ASSIGN_OR_RETURN(anchor, Bake(std::move(anchor), levels));
   RETURN_IF_ERROR(SaveAnchor(anchor, command.output));
   const bool folder = std::filesystem::is_directory(command.anchor);
-  if (folder) RETURN_IF_ERROR(CopyTokenizer(command.anchor, command.output));
+  if (folder) RETURN_IF_ERROR(CopyTokenizerFiles(command.anchor, command.output));
   fmt::print("wrote {}: {} with path {} of bank {} ({}), FFN {} -> {}\n", command.output, anchor.config.architecture, ToString(path, spec.fan_out), spec.bank_id,
              command.version.empty() ? "live head" : "version " + command.version, before, anchor.config.ffn_inner);
   if (!folder) fmt::print("its tokenizer is that of {}\n", command.anchor);

@@ -84,7 +84,8 @@ absl::StatusOr<NewAnchor> InitAnchor(const AnchorInitOptions& options) {
 }
 
 absl::Status CopyTokenizerFiles(const std::string& from, const std::string& to) {
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"}) {
+  for (const char* name : {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+                           "chat_template.jinja", "generation_config.json"}) {
     const std::string source = from + "/" + name;
     if (!std::filesystem::exists(source)) continue;
     ASSIGN_OR_RETURN(const std::string contents, ReadFile(source));
