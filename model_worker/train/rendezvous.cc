@@ -129,7 +129,12 @@ std::vector<int64_t> Rendezvous::Beats() const {
 }
 
 std::string Rendezvous::LeaveAndNameSilent() {
-  if (left_.exchange(true)) return "";
+  absl::MutexLock lock(&mu_);
+  if (!silent_.has_value()) silent_ = WatchAndLeave();
+  return *silent_;
+}
+
+std::string Rendezvous::WatchAndLeave() {
   const std::vector<int64_t> before = Beats();
   if (!before.empty()) std::this_thread::sleep_for(kWatch);
   const std::vector<int64_t> after = before.empty() ? before : Beats();

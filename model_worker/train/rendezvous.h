@@ -7,10 +7,13 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 
 namespace membank {
 
@@ -38,8 +41,8 @@ class Rendezvous {
   absl::StatusOr<std::string> Get(const std::string& key, std::chrono::milliseconds timeout);
 
   // Before this rank gives up: "rank 2", "ranks 1, 3" are those that give no sign of life and did not give up themselves; rank 0 when the store it
-  // serves does not answer. Empty: all are alive, or this was asked before. Watches for some seconds; rank 0 stays until the others have watched.
-  std::string LeaveAndNameSilent();
+  // serves does not answer. Empty: all are alive. Watches for some seconds, the first time; rank 0 stays until the others have watched.
+  std::string LeaveAndNameSilent() ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
   struct Pulse;
@@ -47,12 +50,15 @@ class Rendezvous {
   absl::StatusOr<c10::intrusive_ptr<c10d::Store>> Connect(bool serve) const;
   absl::Status AwaitAll();
   std::vector<int64_t> Beats() const;
+  std::string WatchAndLeave();
   void Leave(const std::vector<uint32_t>& silent);
 
   const RendezvousOptions options_;
   c10::intrusive_ptr<c10d::Store> store_;
   std::shared_ptr<Pulse> pulse_;
-  std::atomic<bool> left_{false};
+
+  absl::Mutex mu_;
+  std::optional<std::string> silent_ ABSL_GUARDED_BY(mu_);   // once this rank left
 };
 
 }  // namespace membank

@@ -86,7 +86,7 @@ def check_death(directory, mode, how, victim, timeout, expected):
             wait_for_steps(output, 15, ranks)
             ranks[victim].send_signal(how)
             began = time.monotonic()
-            said = [finish(rank, 1)[1] for index, rank in enumerate(ranks) if index != victim]
+            said = [finish(rank, 1, timeout + 20)[1] for index, rank in enumerate(ranks) if index != victim]
             seconds = time.monotonic() - began
         finally:
             ranks[victim].kill()
